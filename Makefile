@@ -1,0 +1,41 @@
+# make quickstart   segment photographs with the shipped model
+# make test         run the tests
+# make clean        remove caches and build files (keeps .venv, out/ and runs/)
+# make distclean    make clean, and remove .venv
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
+
+# The first that runs and is new enough: a pyenv shim can exist and still not run.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	if $$p -c "$(SUPPORTED)" >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+.PHONY: quickstart test clean distclean
+
+quickstart: $(STAMP)
+	$(VENV)/bin/python demo/quickstart.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+# Made once, and again when the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
+	python="$(PYTHON)"; \
+	[ -n "$$python" ] || { echo "error: no Python 3.10 or newer found; install one or run make PYTHON=..." >&2; exit 1; }; \
+	"$$python" -c "$(SUPPORTED)" 2>/dev/null || \
+	{ echo "error: '$$python' is missing or older than Python 3.10; run make PYTHON=..." >&2; exit 1; }; \
+	"$$python" -c "import venv, ensurepip" 2>/dev/null || \
+	{ echo "error: '$$python' has no venv module; install it (Debian, Ubuntu: python3-venv)" >&2; exit 1; }; \
+	"$$python" -m venv $(VENV); }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

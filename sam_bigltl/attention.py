@@ -1,0 +1,227 @@
+"""Attention with SAM's decomposed relative positions, for all tokens and for gathered queries.
+
+The bias of a query at row r, column c for a key at row i, column j is `q . Rh[r - i] + q . Rw[c - j]` (MViTv2, as SAM's
+image encoder uses it). Only its two factors, (queries, rows) and (queries, columns), are ever stored.
+
+Shapes: B images, N = gh * gw tokens, K selected tokens, h heads, d channels a head, S keys in reach of a query.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .routing import Geometry, Selection
+
+# Logits alive at once without autograd. 128 queries x 4096 keys x 12 heads stay near the cache and need no more memory.
+_LOGITS_BUDGET = 128 * 4096 * 12
+
+
+def relative_logits(q: Tensor, table: Tensor, lines: Tensor, num_lines: int) -> Tensor:
+    """One factor of the decomposed bias for queries at any positions.
+
+    Args:
+        q: unscaled queries (b, h, Q, d).
+        table: relative position embeddings (2 * size - 1, d), row `size - 1` being distance 0.
+        lines: the row (or column) of each query, (b, Q) or (1, Q).
+        num_lines: rows (or columns) that the keys span; at most `size`.
+
+    Returns:
+        (b, h, Q, num_lines)
+    """
+    size = (table.shape[0] + 1) // 2
+    by_distance = q @ table.to(q.dtype).t()  # (b, h, Q, 2 * size - 1)
+    keys = torch.arange(num_lines, device=q.device)
+    index = lines[:, None, :, None] - keys + (size - 1)  # (b, 1, Q, num_lines)
+    return by_distance.gather(-1, index.expand(q.shape[0], q.shape[1], -1, -1))
+
+
+def relative_logits_grid(q: Tensor, table: Tensor, axis: int) -> Tensor:
+    """The same factor where the queries are a whole grid: fewer products and no gather.
+
+    Args:
+        q: unscaled queries (b, h, rows, columns, d).
+        table: as above.
+        axis: 0 for rows, 1 for columns.
+
+    Returns:
+        (b, h, rows, columns, rows or columns)
+    """
+    length = q.shape[2 + axis]
+    size = (table.shape[0] + 1) // 2
+    line = torch.arange(length, device=q.device)
+    relative = table.to(q.dtype)[line[:, None] - line[None, :] + (size - 1)]  # (length, length, d)
+    return torch.einsum("bnhwc,hkc->bnhwk" if axis == 0 else "bnhwc,wkc->bnhwk", q, relative)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T + bias) v, with the bias given by its factors.
+
+    Args:
+        q: (b, h, Q, d); k, v: (b, h, S, d) with S = rows * columns; rel_h: (b, h, Q, rows); rel_w: (b, h, Q, columns).
+
+    Returns:
+        (b, h, Q, d)
+    """
+    b, h, num_q, d = q.shape
+    rows, columns = rel_h.shape[-1], rel_w.shape[-1]
+    if torch.is_grad_enabled():
+        logits = (q * scale) @ k.transpose(-2, -1)
+        bias = rel_h[..., :, None] + rel_w[..., None, :]
+        return (logits.view_as(bias) + bias).view_as(logits).softmax(dim=-1) @ v
+    # Without autograd: some queries at a time, in one buffer that starts as the bias and takes the products on top.
+    # Contiguous keys and values, once: bmm would copy them for every chunk.
+    q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))
+    rel_h, rel_w = rel_h.reshape(b * h, num_q, rows, 1), rel_w.reshape(b * h, num_q, 1, columns)
+    chunk = min(num_q, max(1, _LOGITS_BUDGET // (b * h * rows * columns)))
+    out = torch.empty_like(q)
+    for start in range(0, num_q, chunk):
+        part = slice(start, start + chunk)
+        logits = (rel_h[:, part] + rel_w[:, part]).flatten(2)  # (b * h, chunk, S)
+        logits.baddbmm_(q[:, part], k.transpose(1, 2))
+        out[:, part] = logits.softmax(dim=-1).bmm(v)
+    return out.view(b, h, num_q, d)
+
+
+class SemiCrossAttention(nn.Module):
+    """Queries: the selected tokens. Keys and values: every token in reach, big where selected and little elsewhere.
+
+    Its parameters carry the names of `segment_anything`'s encoder attention; `kv_little` is the only new one.
+
+    Args:
+        dim: big width C.
+        num_heads: heads.
+        table_size: tokens a side that the relative positions cover (the window, or the whole grid).
+        window: window side in tokens; 0 attends to the whole image.
+        little_dim: little width C_E; 0 for a dense model, which has no little stream.
+    """
+
+    def __init__(self, dim: int, num_heads: int, table_size: int, window: int, little_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads))
+        if little_dim:
+            self.kv_little = nn.Linear(little_dim, 2 * dim)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """Attention among all tokens, x (B, N, C) -> (B, N, C). Equal to `segment_anything`'s, padded windows included."""
+        qkv = self.qkv(x)  # (B, N, 3C)
+        if self.window:
+            # The reference pads after the norm, so a padded token's q, k and v are the bias of qkv.
+            qkv = geometry.to_windows(qkv, self.qkv.bias)
+            rows = columns = self.window
+        else:
+            rows, columns = geometry.grid
+        b, n, _ = qkv.shape  # windows or images
+        q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (b, h, n, d)
+        on_grid = q.reshape(b, self.num_heads, rows, columns, -1)
+        rel_h = relative_logits_grid(on_grid, self.rel_pos_h, 0).flatten(2, 3)  # (b, h, n, rows)
+        rel_w = relative_logits_grid(on_grid, self.rel_pos_w, 1).flatten(2, 3)
+        out = attend(q, k, v, rel_h, rel_w, self.scale).transpose(1, 2).reshape(b, n, -1)
+        if self.window:
+            out = geometry.from_windows(out, x.shape[0])
+        return self.proj(out)
+
+    def routed(self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
+        """Attention of the selected tokens.
+
+        Args:
+            x: normed big states of the selected tokens, (B, K, C).
+            little: normed little stream of all tokens, (B, N, C_E).
+            selection: which K tokens these are.
+
+        Returns:
+            (B, K, C)
+        """
+        batch, num_selected, dim = x.shape
+        q, kv_big = self.qkv(x).split([dim, 2 * dim], dim=-1)
+        kv = self.kv_little(little).flatten(0, 1)  # (B * N, 2C)
+        # In place: the product that made `kv` does not need it for its gradient.
+        kv = kv.index_copy_(0, selection.flat, kv_big.reshape(-1, 2 * dim).to(kv.dtype))
+        kv = kv.view(batch, -1, 2 * dim)
+        if self.window:
+            out = self._windowed(q, kv, selection, geometry)
+        else:
+            q = self._heads(q)
+            k, v = self._heads(kv[..., :dim]), self._heads(kv[..., dim:])
+            rel_h = relative_logits(q, self.rel_pos_h, selection.rows, geometry.grid[0])
+            rel_w = relative_logits(q, self.rel_pos_w, selection.columns, geometry.grid[1])
+            out = attend(q, k, v, rel_h, rel_w, self.scale).transpose(1, 2).reshape(batch, num_selected, dim)
+        return self.proj(out)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(b, n, C) -> (b, h, n, d)"""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _windowed(self, q: Tensor, kv: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
+        """q (B, K, C) and kv (B, N, 2C) -> (B, K, C)"""
+        windows = geometry.to_windows(kv, self.qkv.bias[-kv.shape[-1] :])  # (B * windows, w * w, 2C)
+        if torch.is_grad_enabled() or q.device.type != "cpu":
+            return self._in_blocks(q, windows, selection, geometry)
+        return self._window_by_window(q, windows, selection)
+
+    def _in_blocks(self, q: Tensor, windows: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
+        """All windows in one batch, as blocks of queries that share a window: for autograd and for CUDA."""
+        batch, num_selected, dim = q.shape
+        blocks = selection.blocks
+        num_blocks, size = blocks.window.shape[1], blocks.size
+        offset = torch.arange(batch, device=q.device)[:, None] * geometry.num_windows
+        kv = windows.index_select(0, (blocks.window + offset).flatten())  # (B * blocks, w * w, 2C)
+        q = F.pad(q, (0, 0, 0, 1))  # row K stands for the unused slots
+        q = q.gather(1, blocks.source[..., None].expand(-1, -1, dim))  # (B, blocks * size, C)
+        q = self._heads(q.view(batch * num_blocks, size, dim))
+        k, v = self._heads(kv[..., :dim]), self._heads(kv[..., dim:])
+        rel_h = relative_logits(q, self.rel_pos_h, blocks.rows.view(-1, size), self.window)
+        rel_w = relative_logits(q, self.rel_pos_w, blocks.columns.view(-1, size), self.window)
+        out = attend(q, k, v, rel_h, rel_w, self.scale)  # (B * blocks, h, size, d)
+        out = out.transpose(1, 2).reshape(batch, num_blocks * size, dim)
+        return out.gather(1, blocks.slot[..., None].expand(-1, -1, dim))
+
+    def _window_by_window(self, q: Tensor, windows: Tensor, selection: Selection) -> Tensor:
+        """A loop over windows, without the blocks' unused slots and copies of keys: for inference on CPU."""
+        batch, num_selected, dim = q.shape
+        order, ends, rows, columns = selection.by_window
+        q = q.reshape(-1, dim).index_select(0, order)[None]  # (1, B * K, C), window after window
+        q = self._heads(q)  # (1, h, B * K, d)
+        rel_h = relative_logits(q, self.rel_pos_h, rows, self.window)
+        rel_w = relative_logits(q, self.rel_pos_w, columns, self.window)
+        kv = windows.unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4).contiguous()  # (windows, 2, h, S, d)
+        out = q.new_empty(q.shape)
+        start = 0
+        for window, end in enumerate(ends):
+            if end > start:
+                part = (slice(None), slice(None), slice(start, end))
+                k, v = kv[window].unsqueeze(1)
+                out[part] = attend(q[part], k, v, rel_h[part], rel_w[part], self.scale)
+            start = end
+        out = out.transpose(1, 2).reshape(-1, dim)
+        return torch.empty_like(out).index_copy_(0, order, out).view(batch, num_selected, dim)
+
+
+class WindowAttention(nn.Module):
+    """Plain multi-head attention inside windows, of the little stream. Padded positions of a window act as bias keys.
+
+    Args:
+        dim: little width C_E.
+        num_heads: heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""
+        qkv = geometry.to_windows(self.qkv(x), self.qkv.bias)  # (B * windows, w * w, 3 C_E)
+        b, n, _ = qkv.shape
+        q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)
+        return self.proj(geometry.from_windows(out, x.shape[0]))

@@ -1,0 +1,43 @@
+"""The command line: `sam-bigltl COMMAND ...`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .errors import run_cli
+
+# Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for:
+# `sam-bigltl --help` should not wait for torch.
+COMMANDS = {
+    "segment": ("segment", "add_segment_arguments", "run_segment", "masks of one photograph from boxes or points"),
+    "convert": ("convert_cli", "add_arguments", "run", "a SAM checkpoint to a big.LITTLE model"),
+    "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),
+    "eval": ("evaluation.cli", "add_arguments", "run", "mIoU on masks in COCO format"),
+    "bench": ("bench", "add_arguments", "run", "encoder latency, interleaved and with ratios"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Bad input ends with one line and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="sam-bigltl",
+        description="Segment Anything with a big.LITTLE image encoder.",
+        epilog="example: sam-bigltl segment photo.jpg --box 20,30,200,180 --keep-ratio 0.5 --out out",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, add, _, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == asked:
+            getattr(importlib.import_module(f"sam_bigltl.{module}"), add)(command)
+    args = parser.parse_args(argv)
+    module, _, run, _ = COMMANDS[args.command]
+    run_cli(f"sam-bigltl {args.command}", getattr(importlib.import_module(f"sam_bigltl.{module}"), run), args)
+
+
+if __name__ == "__main__":
+    main()

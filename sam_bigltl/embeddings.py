@@ -1,0 +1,61 @@
+"""Image embeddings as safetensors files that only the model that made them will read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import InputError
+
+FORMAT = "sam_bigltl embedding 1"
+Sizes = list[tuple[tuple[int, int], tuple[int, int]]]  # (original, input) (H, W) of every image
+
+
+def fingerprint(encoder: torch.nn.Module) -> str:
+    """A sha256 over the names, shapes and about 16 values of every weight of `encoder`.
+
+    It does not change with the device or with a cast to bfloat16.
+    """
+    digest, samples = hashlib.sha256(), []
+    for name, weight in encoder.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)};".encode())
+        flat = weight.detach().reshape(-1)
+        # Rounded, so that a model and its bfloat16 copy, which share their embeddings, agree.
+        samples.append(flat[:: max(1, flat.numel() // 16)].to(torch.bfloat16))
+    if samples:
+        digest.update(torch.cat(samples).float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(path: str | PathLike[str], model: torch.nn.Module, features: torch.Tensor, sizes: Sizes) -> None:
+    """Write `features` (B, C, g, g) and the sizes of the B images. Raises InputError when `path` cannot be written."""
+    metadata = {"format": FORMAT, "encoder": fingerprint(model.image_encoder), "sizes": json.dumps(sizes)}
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"features": features.detach().cpu().contiguous()}, str(path), metadata)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {error}") from None
+
+
+def load(path: str | PathLike[str], model: torch.nn.Module) -> tuple[torch.Tensor, Sizes]:
+    """Read what `save` wrote. Raises InputError when it is not such a file, or another model's."""
+    if not Path(path).is_file():
+        raise InputError(f"embedding not found: {path}: write it with save_embedding")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+            features = file.get_tensor("features") if names == ["features"] else None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT or features is None:
+        raise InputError(f"{path} is not an embedding: write it with save_embedding")
+    if metadata.get("encoder") != fingerprint(model.image_encoder):
+        raise InputError(f"{path} was made by a model with other encoder weights: load that model, or embed again")
+    sizes = [(tuple(original), tuple(resized)) for original, resized in json.loads(metadata["sizes"])]
+    return features, sizes

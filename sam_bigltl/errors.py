@@ -1,0 +1,26 @@
+"""The one way in which this package speaks of bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Input that cannot be used. The message is one line: what is wrong, and what to do about it."""
+
+
+def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
+    """Call `function(args)`; bad input ends the process with one line on stderr and exit code 2.
+
+    An interrupt (Ctrl-C) ends it with code 130. Anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        function(args)
+    except InputError as error:
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)

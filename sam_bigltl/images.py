@@ -1,0 +1,73 @@
+"""Photographs from and to disk, always as uint8 RGB arrays."""
+
+from __future__ import annotations
+
+import struct
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+
+# What Pillow's decoders raise on damaged files, beside OSError.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | PathLike[str]) -> np.ndarray:
+    """Read a picture as a uint8 RGB array of shape (H, W, 3), turned upright as its EXIF orientation says.
+
+    Grey and palette pictures become RGB, transparency is laid over white, 16-bit grey is scaled to 8 bits, and of
+    an animation the first frame is read. Raises InputError when there is no readable picture at `path`.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the path of one image file")
+        if not path.exists():
+            raise InputError(f"image not found: {path}: check the path")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), path)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that Pillow can read: give a JPEG, PNG or other image file") from None
+    except PermissionError:
+        raise InputError(f"{path} cannot be opened: permission denied") from None
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is damaged or incomplete ({reason}): save or download it again") from None
+
+
+def write_image(path: str | PathLike[str], image: np.ndarray) -> None:
+    """Write a uint8 array of shape (H, W, 3) RGB or (H, W) grey; the suffix of `path` gives the format.
+
+    Missing parent folders are made. Raises InputError when the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(image)).save(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {path}: {reason}") from None
+
+
+def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+    if image.mode.startswith("I"):  # "I;16" and its byte orders, and "I", in which 16-bit grey may also be held
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError(f"{path} has 32-bit pixels: convert it to an 8-bit or 16-bit image")
+        grey = ((grey + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise InputError(f"{path} has floating-point pixels: convert it to an 8-bit or 16-bit image")
+    if image.getbands()[-1] in ("A", "a") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))

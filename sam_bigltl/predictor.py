@@ -1,0 +1,248 @@
+"""SAM's predictor, with batches of images, saved embeddings, any dtype, and float32 coordinates.
+
+Every method, argument, shape and result is that of `segment_anything.SamPredictor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import segment_anything
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch.func import functional_call
+
+from . import embeddings
+from .errors import InputError
+from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_torch_prompts
+
+
+class ResizeLongestSideFloat32(ResizeLongestSide):
+    """SAM's resize, with coordinates in float32 (MPS has no float64) and sides of at least one pixel."""
+
+    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
+        """Coordinates (..., 2) in pixels of the image of size (H, W), in the model's frame, float32."""
+        # SAM computes in float64 and rounds once, on the host: so must we, to be bit-equal.
+        return super().apply_coords(np.asarray(coords), original_size).astype(np.float32)
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """The (H, W) of an image once its long side is `long_side_length`."""
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(height, 1), max(width, 1)
+
+
+class SamPredictor(segment_anything.SamPredictor):
+    """Embeds an image once, then predicts masks for any number of prompts.
+
+    Beyond SAM's predictor: `set_images` and `predict(..., image_index=i)`, `save_embedding` and `load_embedding`,
+    `route`. The encoder, or the whole model, may be bfloat16; masks, scores and logits are float32 (or bool) always.
+    Input that cannot be used raises InputError, a ValueError of one line.
+    """
+
+    def __init__(self, sam_model: Sam) -> None:
+        super().__init__(sam_model)
+        self.transform = ResizeLongestSideFloat32(sam_model.image_encoder.img_size)
+
+    @property
+    def route(self) -> Any | None:
+        """The `Route` that the encoder took for the images now set, or None (plain encoder, loaded embedding)."""
+        return self._route
+
+    def reset_image(self) -> None:
+        """Forget the images that are set."""
+        super().reset_image()
+        self._route = None
+        self._sizes: list[tuple[tuple[int, int], tuple[int, int]]] = []  # (original, input) of every image
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """Embed `image`, uint8 of shape (H, W, 3), whose channels are in the order `image_format`, RGB or BGR."""
+        self.set_images([image], image_format)
+
+    def set_images(self, images: Sequence[np.ndarray], image_format: str = "RGB") -> None:
+        """Embed several images, of any sizes, in one call of the encoder.
+
+        `predict(..., image_index=i)` then answers for `images[i]`.
+        """
+        if len(images) == 0:
+            raise InputError("set_images needs at least one image")
+        for image in images:
+            check_image(image, image_format)
+        if image_format != self.model.image_format:
+            images = [image[..., ::-1] for image in images]
+        resized = [torch.as_tensor(self.transform.apply_image(image), device=self.device) for image in images]
+        resized = [image.permute(2, 0, 1).contiguous()[None] for image in resized]  # 1 x 3 x h x w each
+        self._encode(resized, [(image.shape[0], image.shape[1]) for image in images])
+
+    def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Embed an image of shape (1, 3, h, w) that `ResizeLongestSide` has already resized.
+
+        `original_image_size` is its (H, W) before that. Several images that share both sizes may come as one batch.
+        """
+        side = self.model.image_encoder.img_size
+        shape = tuple(transformed_image.shape)
+        if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or max(shape[2:]) != side:
+            raise InputError(f"set_torch_image needs shape (1, 3, h, w) with a long side of {side}, not {shape}")
+        self._encode(list(transformed_image.split(1)), [tuple(original_image_size)] * shape[0])
+
+    @torch.no_grad()
+    def _encode(self, images: list[torch.Tensor], original_sizes: list[tuple[int, int]]) -> None:
+        self.reset_image()
+        encoder = self.model.image_encoder
+        batch = torch.cat([self.model.preprocess(image) for image in images])  # B x 3 x img_size x img_size
+        features = encoder(batch.to(_dtype(encoder, batch.dtype)))
+        input_sizes = [tuple(image.shape[-2:]) for image in images]
+        self._set(features, list(zip(original_sizes, input_sizes, strict=True)))
+        self._route = getattr(encoder, "last_route", None)
+
+    def _set(self, features: torch.Tensor, sizes: list[tuple[tuple[int, int], tuple[int, int]]]) -> None:
+        self.features = features.to(self.device, _dtype(self.model.mask_decoder, features.dtype))
+        self._sizes = sizes
+        self.original_size, self.input_size = sizes[0]
+        self.is_image_set = True
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        image_index: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for one prompt, of the image that is set.
+
+        Args:
+            point_coords: (N, 2), x and y in pixels of the image.
+            point_labels: (N,), 1 for object, 0 for background, -1 for a point to ignore.
+            box: (4,), x0, y0, x1, y1 in pixels of the image.
+            mask_input: (1, h, w) logits that an earlier call returned third; h = w = 256 at 1024 px.
+            multimask_output: three masks for an ambiguous prompt rather than one.
+            return_logits: logits (float32) rather than bool masks.
+            image_index: which image of `set_images`.
+
+        Returns:
+            Masks (C, H, W) at the size of the image, predicted IoUs (C,), and low-resolution logits (C, h, w).
+
+        Raises:
+            InputError: a prompt that cannot be used. RuntimeError: no image is set.
+        """
+        original_size, _ = self._image_sizes(image_index)
+        coords, labels, boxes, masks = None, None, None, None
+        if point_coords is not None:
+            points, point_labels = check_points(point_coords, point_labels)
+            coords = self._tensor(self.transform.apply_coords(points, original_size), torch.float32)
+            labels = self._tensor(point_labels, torch.int32)
+        if box is not None:
+            box = check_box(box, original_size)
+            boxes = self._tensor(self.transform.apply_boxes(box, original_size)[0], torch.float32)
+        if mask_input is not None:
+            mask_input = check_mask_input(mask_input, self.model.prompt_encoder.mask_input_size)
+            masks = self._tensor(mask_input, torch.float32)
+        outputs = self.predict_torch(
+            coords, labels, boxes, masks, multimask_output, return_logits, image_index=image_index
+        )
+        masks, iou_predictions, low_res_masks = (output[0].cpu().numpy() for output in outputs)
+        return masks, iou_predictions, low_res_masks
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: torch.Tensor | None,
+        point_labels: torch.Tensor | None,
+        boxes: torch.Tensor | None = None,
+        mask_input: torch.Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        image_index: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks for B prompts at once, given as tensors in the model's frame (`transform.apply_coords_torch`).
+
+        Args:
+            point_coords: (B, N, 2). point_labels: (B, N). boxes: (B, 4). mask_input: (B, 1, h, w).
+            multimask_output, return_logits, image_index: as in `predict`.
+
+        Returns:
+            Masks (B, C, H, W), predicted IoUs (B, C), and low-resolution logits (B, C, h, w).
+        """
+        original_size, input_size = self._image_sizes(image_index)
+        mask_size = self.model.prompt_encoder.mask_input_size
+        check_torch_prompts(point_coords, point_labels, boxes, mask_input, mask_size)
+        points = None if point_coords is None else (point_coords, point_labels)
+        sparse, dense, dense_pe = self._embed_prompts(points, boxes, mask_input)
+        decoder = self.model.mask_decoder
+        dtype = _dtype(decoder, self.features.dtype)
+        low_res_masks, iou_predictions = decoder(
+            image_embeddings=self.features[image_index : image_index + 1].to(dtype),
+            image_pe=dense_pe.to(dtype),
+            sparse_prompt_embeddings=sparse.to(dtype),
+            dense_prompt_embeddings=dense.to(dtype),
+            multimask_output=multimask_output,
+        )
+        low_res_masks, iou_predictions = low_res_masks.float(), iou_predictions.float()  # numpy has no bfloat16
+        masks = self.model.postprocess_masks(low_res_masks, input_size, original_size)
+        if not return_logits:
+            masks = masks > self.model.mask_threshold
+        return masks, iou_predictions, low_res_masks
+
+    def _embed_prompts(
+        self,
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sparse embeddings (B, M, C), dense embeddings (B, C, g, g), and the dense position encoding (1, C, g, g)."""
+        encoder = self.model.prompt_encoder
+        if _dtype(encoder, torch.float32) == torch.float32:
+            return *encoder(points=points, boxes=boxes, masks=masks), encoder.get_dense_pe()
+        # SAM multiplies float32 coordinates by this module's weights, which fails in bfloat16 (and in bfloat16
+        # coordinates would be rounded to 4 px): compute with the weights as float32.
+        weights = {name: value.float() for name, value in encoder.state_dict().items()}
+        sparse, dense = functional_call(encoder, weights, (points, boxes, masks))
+        pe = encoder.pe_layer
+        pe_weights = {name: value.float() for name, value in pe.state_dict().items()}
+        dense_pe = functional_call(pe, pe_weights, (encoder.image_embedding_size,))[None]
+        return sparse, dense, dense_pe
+
+    def get_image_embedding(self) -> torch.Tensor:
+        """The embedding of the image that is set, (1, 256, g, g), or (B, 256, g, g) after `set_images` of B."""
+        return super().get_image_embedding()
+
+    def save_embedding(self, path: str | PathLike[str]) -> None:
+        """Write the embedding of the images that are set to a safetensors file, for `load_embedding`."""
+        self._image_sizes(0)
+        embeddings.save(path, self.model, self.features, [self._image_sizes(i) for i in range(len(self.features))])
+
+    def load_embedding(self, path: str | PathLike[str]) -> None:
+        """Set the images whose embedding `save_embedding` wrote, without running the encoder.
+
+        Raises InputError when the file is no such file, or comes from a model with other encoder weights.
+        """
+        features, sizes = embeddings.load(path, self.model)
+        self.reset_image()
+        self._set(features, sizes)
+
+    def _image_sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(H, W) of the original and of the resized image."""
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.features):
+            raise InputError(f"image_index must be an integer from 0 to {len(self.features) - 1}, not {index!r}")
+        # The first image goes by SAM's own attributes, which pipelines that cache embeddings assign.
+        return self._sizes[index] if index > 0 else (self.original_size, self.input_size)
+
+    def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        """`values` with a batch dimension, on the device; the cast comes first, because MPS has no float64."""
+        return torch.as_tensor(np.ascontiguousarray(values)).to(dtype).to(self.device)[None]
+
+
+def _dtype(module: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype of a module's first floating-point parameter; `default` where it has none (an exported graph)."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)

@@ -1,0 +1,105 @@
+"""Checks of what users pass to the predictor: bad input becomes one line that says what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import InputError
+
+
+def check_image(image: Any, image_format: str = "RGB") -> None:
+    """Raise InputError unless `image` is a uint8 array of shape (H, W, 3) in a known channel order."""
+    if image_format not in ("RGB", "BGR"):
+        raise InputError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"the image must be a numpy array, not {type(image).__name__}: use read_image(path)")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"the image must have shape (H, W, 3), not {image.shape}")
+    if image.dtype != np.uint8:
+        raise InputError(f"the image must be uint8 with values 0 to 255, not {image.dtype}")
+
+
+def check_points(coords: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return points as (N, 2) and labels as (N,) arrays, or raise InputError."""
+    coords = _numbers(coords, "point_coords")
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise InputError(f"point_coords must have shape (N, 2), x and y in pixels, not {coords.shape}")
+    if labels is None:
+        raise InputError("point_labels must be given with point_coords: 1 for object, 0 for background")
+    labels = _numbers(labels, "point_labels")
+    if labels.shape != (len(coords),):
+        raise InputError(f"point_labels must have shape ({len(coords)},), one per point, not {labels.shape}")
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise InputError("point_labels must be 1 (object), 0 (background) or -1 (padding)")
+    return coords, labels
+
+
+def check_box(box: Any, size: tuple[int, ...]) -> np.ndarray:
+    """Return one x0, y0, x1, y1 box in pixels as an array of 4, or raise InputError. `size` is the image's (H, W)."""
+    box = _numbers(box, "box")
+    if box.shape not in ((4,), (1, 4)):
+        raise InputError(f"box must hold 4 numbers x0, y0, x1, y1, not shape {box.shape}: predict_torch takes many")
+    box = box.reshape(4)
+    x0, y0, x1, y1 = box.tolist()
+    shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+    if x1 <= x0 or y1 <= y0:
+        raise InputError(f"{shown} has no area: give x0 < x1 and y0 < y1 (two corners, not a width and height)")
+    height, width = size
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        raise InputError(f"{shown} lies outside the image of {width} x {height} pixels")
+    return box
+
+
+def check_mask_input(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return a low-resolution mask as a (1, h, w) array, or raise InputError."""
+    mask = _numbers(mask, "mask_input")
+    if mask.shape != (1, *size):
+        raise InputError(f"mask_input must have shape {(1, *size)}, as predict returns it, not {mask.shape}")
+    return mask
+
+
+def check_torch_prompts(
+    coords: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    boxes: torch.Tensor | None,
+    masks: torch.Tensor | None,
+    mask_size: tuple[int, int],
+) -> None:
+    """Raise InputError unless shapes are (B, N, 2), (B, N), (B, 4), (B, 1, h, w) and coordinates are finite."""
+    batch = {}
+    if coords is not None:
+        if coords.ndim != 3 or coords.shape[2] != 2:
+            raise InputError(f"point_coords must have shape (B, N, 2), not {tuple(coords.shape)}")
+        if labels is None:
+            raise InputError("point_labels must be given with point_coords: 1 for object, 0 for background")
+        if labels.shape != coords.shape[:2]:
+            raise InputError(f"point_labels must have shape {tuple(coords.shape[:2])}, not {tuple(labels.shape)}")
+        batch["point_coords"] = len(coords)
+    if boxes is not None:
+        if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4 or (boxes.ndim == 3 and boxes.shape[1] != 1):
+            raise InputError(f"boxes must have shape (B, 4), not {tuple(boxes.shape)}")
+        batch["boxes"] = len(boxes)
+    if masks is not None:
+        if masks.ndim != 4 or masks.shape[1:] != (1, *mask_size):
+            raise InputError(f"mask_input must have shape (B, 1, {mask_size[0]}, {mask_size[1]}), "
+                             f"not {tuple(masks.shape)}")  # fmt: skip
+        batch["mask_input"] = len(masks)
+    if len(set(batch.values())) > 1:
+        raise InputError("prompts must have one batch size, not " + ", ".join(f"{k} {v}" for k, v in batch.items()))
+    for name, values in (("point_coords", coords), ("boxes", boxes)):
+        if values is not None and not torch.isfinite(values).all():
+            raise InputError(f"{name} holds NaN or infinity: give finite numbers")
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+        finite = np.isfinite(array).all()
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be an array of numbers") from None
+    if not finite:
+        raise InputError(f"{name} holds NaN or infinity: give finite numbers")
+    return array

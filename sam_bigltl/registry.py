@@ -1,0 +1,83 @@
+"""The model family: `sam_model_registry[key](checkpoint=None)` builds a `segment_anything` Sam."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from .encoder import BigLittleEncoder, EncoderConfig, init_weights
+from .errors import InputError
+
+_SAM = {"img_size": 1024, "window": 14}
+
+ENCODERS: dict[str, EncoderConfig] = {
+    "bigltl_h": EncoderConfig(
+        dim=1280, depth=32, num_heads=16, global_layers=(7, 15, 23, 31), little_dim=320, **_SAM
+    ),
+    "bigltl_l": EncoderConfig(
+        dim=1024, depth=24, num_heads=16, global_layers=(5, 11, 17, 23), little_dim=256, **_SAM
+    ),
+    "bigltl_b": EncoderConfig(
+        dim=768, depth=12, num_heads=12, global_layers=(2, 5, 8, 11), little_dim=192, **_SAM
+    ),
+    "bigltl_s": EncoderConfig(
+        dim=384, depth=12, num_heads=6, global_layers=(2, 5, 8, 11), little_dim=96, **_SAM
+    ),
+    # Trained from few photographs: a convolutional stem, and a 28 x 28 grid because most photographs are 448 px long.
+    "bigltl_mini": EncoderConfig(
+        img_size=448, dim=192, depth=8, num_heads=6, global_layers=(1, 3, 5, 7), window=7,
+        stem=(24, 48, 96, 192), little_dim=48,
+    ),
+}  # fmt: skip
+# The dense models they come from: no little path, keep_ratio 1.0 only.
+DENSE = {"bigltl_mini": "vit_mini", "bigltl_b": "vit_b", "bigltl_l": "vit_l", "bigltl_h": "vit_h"}
+ENCODERS |= {dense: replace(ENCODERS[key], little_dim=0) for key, dense in DENSE.items()}
+
+
+def build_sam(config: EncoderConfig) -> Sam:
+    """A Sam around a big.LITTLE encoder, randomly initialised, in eval mode.
+
+    The prompt encoder and the mask decoder are `segment_anything`'s, with the sizes of its own builders.
+    """
+    encoder = BigLittleEncoder(config)
+    init_weights(encoder)
+    sam = Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=config.out_chans,
+            image_embedding_size=(config.side, config.side),
+            input_image_size=(config.img_size, config.img_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=config.out_chans, mlp_dim=2048, num_heads=8),
+            transformer_dim=config.out_chans,
+        ),
+    )
+    return sam.eval()
+
+
+def _build(key: str, checkpoint: str | Path | None = None) -> Sam:
+    if checkpoint is None:
+        return build_sam(ENCODERS[key])
+    from .convert import load_sam
+
+    return load_sam(checkpoint, model_type=key)
+
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {key: partial(_build, key) for key in ENCODERS}
+sam_model_registry["default"] = sam_model_registry["bigltl_h"]
+
+
+def default_checkpoint() -> Path:
+    """The shipped weights: `checkpoints/bigltl_mini.safetensors` of the current folder, or of this project's checkout."""
+    name = Path("checkpoints") / "bigltl_mini.safetensors"
+    for folder in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"no {name} here or in the checkout of sam_bigltl: give a checkpoint with --checkpoint PATH")

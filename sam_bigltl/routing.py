@@ -1,0 +1,246 @@
+"""Which tokens go to the big path: the router, the selection it makes, and the geometry both are laid out on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Geometry:
+    """A token grid cut into windows of one size, with the index maps between both orders.
+
+    Args:
+        grid: (rows, columns) of tokens.
+        window: window side in tokens; windows at the right and bottom edge are padded, as SAM pads them.
+        device: where the index maps live.
+    """
+
+    def __init__(self, grid: tuple[int, int], window: int, device: torch.device | str) -> None:
+        self.grid = grid
+        self.window = window
+        gh, gw = grid
+        windows_h, windows_w = -(-gh // window), -(-gw // window)
+        self.num_windows = windows_h * windows_w
+        self.padded = (windows_h * window, windows_w * window) != grid
+        token = torch.arange(gh * gw, device=device)
+        self.rows, self.columns = token // gw, token % gw  # (N,)
+        self.token_window = self.rows // window * windows_w + self.columns // window  # (N,)
+        # Place of each token in window order, and the token at each place (any where the window is padded).
+        inside = self.rows % window * window + self.columns % window
+        self.token_place = self.token_window * window**2 + inside  # (N,)
+        self.place_token = torch.full((self.num_windows * window**2,), -1, device=device)
+        self.place_token[self.token_place] = token
+        self.padding = (self.place_token < 0).nonzero().squeeze(1)
+        self.place_token.clamp_(min=0)
+
+    def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
+        """x (B, N, c) -> (B * windows, w * w, c), padded positions holding `fill` (c,)."""
+        batch, _, channels = x.shape
+        if self.padded:
+            x = x.index_select(1, self.place_token)
+            x[:, self.padding] = fill.to(x.dtype)
+        else:
+            (gh, gw), w = self.grid, self.window
+            x = x.view(batch, gh // w, w, gw // w, w, channels).transpose(2, 3)
+        return x.reshape(batch * self.num_windows, self.window**2, channels)
+
+    def from_windows(self, x: Tensor, batch: int) -> Tensor:
+        """(B * windows, w * w, c) -> (B, N, c), padding dropped."""
+        channels = x.shape[-1]
+        if self.padded:
+            return x.view(batch, -1, channels).index_select(1, self.token_place)
+        (gh, gw), w = self.grid, self.window
+        x = x.view(batch, gh // w, gw // w, w, w, channels).transpose(2, 3)
+        return x.reshape(batch, gh * gw, channels)
+
+
+@dataclass(frozen=True)
+class QueryBlocks:
+    """Selected tokens sorted by window and cut into blocks of `size` slots that never span two windows.
+
+    The number of windows' selected tokens is ragged; blocks make it rectangular with less than one block of waste a
+    window, and their number depends on K only, so shapes stay fixed for a fixed K.
+
+    Attributes:
+        size: slots a block.
+        window: window of each block, (B, blocks).
+        source: for each slot, position among the K selected tokens (K: unused), (B, blocks * size).
+        rows, columns: of each slot inside its window, (B, blocks * size).
+        slot: slot of each selected token, (B, K).
+    """
+
+    size: int
+    window: Tensor
+    source: Tensor
+    rows: Tensor
+    columns: Tensor
+    slot: Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """K tokens of each image, in ascending order.
+
+    Attributes:
+        indices: (B, K).
+        geometry: the grid and its windows.
+    """
+
+    indices: Tensor
+    geometry: Geometry
+
+    @cached_property
+    def flat(self) -> Tensor:
+        """Rows of the selected tokens in a (B * N, c) table, (B * K,)."""
+        batch = self.indices.shape[0]
+        tokens = self.geometry.grid[0] * self.geometry.grid[1]
+        offset = torch.arange(batch, device=self.indices.device)[:, None] * tokens
+        return (self.indices + offset).flatten()
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B, K)"""
+        return self.geometry.rows[self.indices]
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """(B, K)"""
+        return self.geometry.columns[self.indices]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x (B, N, c) -> (B, K, c)"""
+        return x.reshape(-1, x.shape[-1]).index_select(0, self.flat).view(*self.indices.shape, -1)
+
+    def scatter(self, into: Tensor, x: Tensor) -> Tensor:
+        """`into` (B, N, c) with the selected tokens replaced by x (B, K, c)."""
+        table = into.reshape(-1, into.shape[-1])
+        return table.index_copy(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype)).view_as(into)
+
+    @cached_property
+    def by_window(self) -> tuple[Tensor, list[int], Tensor, Tensor]:
+        """The selected tokens of the whole batch, window after window.
+
+        Returns:
+            order (B * K,) of the selected tokens as `flat` has them; where each of the B * windows ends in it; row and
+            column of each inside its window, (1, B * K).
+        """
+        geometry = self.geometry
+        offset = torch.arange(self.indices.shape[0], device=self.indices.device)[:, None] * geometry.num_windows
+        window = (geometry.token_window[self.indices] + offset).flatten()
+        order = window.argsort(stable=True)
+        counts = torch.bincount(window, minlength=self.indices.shape[0] * geometry.num_windows)
+        inside = [(lines.flatten()[order] % geometry.window)[None] for lines in (self.rows, self.columns)]
+        return order, counts.cumsum(0).tolist(), *inside
+
+    @cached_property
+    def blocks(self) -> QueryBlocks:
+        geometry, (batch, num_selected) = self.geometry, self.indices.shape
+        device, w = self.indices.device, geometry.window
+        size = 32 if w * w >= 128 else 16
+        window = geometry.token_window[self.indices]  # (B, K)
+        order = window.argsort(dim=1, stable=True)  # position among the K, by window
+        window = window.gather(1, order)
+        counts = torch.zeros(batch, geometry.num_windows, dtype=torch.long, device=device)
+        counts.scatter_add_(1, window, torch.ones_like(window))
+        per_window = (counts + size - 1) // size
+        first_token = counts.cumsum(1) - counts  # first selected token of each window
+        last_block = per_window.cumsum(1)
+        first_block = last_block - per_window
+        place = torch.arange(num_selected, device=device).expand(batch, -1)
+        place = place - first_token.gather(1, window) + first_block.gather(1, window) * size  # slot, by window order
+        num_blocks = num_selected // size + geometry.num_windows
+        source = torch.full((batch, num_blocks * size), num_selected, device=device)
+        source.scatter_(1, place, order)
+        # Blocks beyond the last used one read the last window; their slots are unused.
+        block = torch.arange(num_blocks, device=device).expand(batch, -1).contiguous()
+        block_window = torch.searchsorted(last_block, block, right=True).clamp_(max=geometry.num_windows - 1)
+        zero = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        rows = torch.cat([self.rows % w, zero], dim=1).gather(1, source)
+        columns = torch.cat([self.columns % w, zero], dim=1).gather(1, source)
+        slot = torch.empty_like(place).scatter_(1, order, place)
+        return QueryBlocks(size, block_window, source, rows, columns, slot)
+
+
+@dataclass(frozen=True)
+class RouteGroup:
+    """One selection and the layers that shared it.
+
+    Attributes:
+        layers: indices of the layers.
+        indices: selected tokens in ascending order, (B, K); -1 pads where images of a batch chose different K ("auto").
+        scores: importance of every token, (B, N), summing to 1 over an image; None where all tokens were selected and
+            no router ran (keep_ratio 1.0).
+    """
+
+    layers: tuple[int, ...]
+    indices: Tensor
+    scores: Tensor | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the last forward pass selected.
+
+    Attributes:
+        grid: (rows, columns) of tokens.
+        groups: one entry a selection, in the order of the layers.
+    """
+
+    grid: tuple[int, int]
+    groups: tuple[RouteGroup, ...]
+
+    def counts(self) -> Tensor:
+        """How many groups selected each token, (B, rows, columns)."""
+        gh, gw = self.grid
+        batch = self.groups[0].indices.shape[0]
+        total = torch.zeros(batch, gh * gw + 1, dtype=torch.long, device=self.groups[0].indices.device)
+        for group in self.groups:
+            index = group.indices.where(group.indices >= 0, gh * gw)
+            total.scatter_add_(1, index, torch.ones_like(index))
+        return total[:, :-1].view(batch, gh, gw)
+
+    @staticmethod
+    def merge(routes: list[Route]) -> Route:
+        """Routes of single images as the route of their batch."""
+        groups = []
+        for parts in zip(*(route.groups for route in routes)):
+            longest = max(part.indices.shape[1] for part in parts)
+            indices = [F.pad(part.indices, (0, longest - part.indices.shape[1]), value=-1) for part in parts]
+            scores = None if parts[0].scores is None else torch.cat([part.scores for part in parts])
+            groups.append(RouteGroup(parts[0].layers, torch.cat(indices), scores))
+        return Route(routes[0].grid, tuple(groups))
+
+
+def top_tokens(scores: Tensor, count: int) -> Tensor:
+    """The `count` highest scores of each row, equal scores by index, as ascending indices: (B, N) -> (B, count)."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return order[:, :count].sort(dim=1).values
+
+
+class Router(nn.Module):
+    """Importance of every token: softmax over the image of a linear layer on the little stream.
+
+    Args:
+        little_dim: C_E.
+    """
+
+    def __init__(self, little_dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(little_dim, 1, bias=False)  # a bias would not change a softmax
+
+    def forward(self, little: Tensor) -> Tensor:
+        """little (B, N, C_E) -> scores (B, N), computed in float32 under autocast too: in bfloat16 tokens would tie."""
+        return (little.float() * self.score.weight.float()).sum(dim=-1).softmax(dim=1)
+
+
+def straight_through_gate(scores: Tensor, selection: Selection) -> Tensor:
+    """A gate of value 1 whose gradient reaches the router, (B, K, 1).
+
+    Scores are scaled by N, so that a token of average importance has slope 1 whatever the size of the image.
+    """
+    chosen = scores.gather(1, selection.indices) * scores.shape[1]
+    return (1 + (chosen - chosen.detach()))[..., None]

@@ -1,0 +1,262 @@
+"""`sam-bigltl segment`: masks of one photograph, from boxes or points, as pictures and COCO JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+
+from .bench import DTYPES, parse_device, synchronize
+from .errors import InputError
+from .images import read_image, write_image
+from .predictor import SamPredictor
+from .visualize import overlay, routing_picture
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one object is asked for with, in pixels: a box, points (N, 2) with labels (N,), or both."""
+
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+
+    def arguments(self) -> dict[str, np.ndarray]:
+        """The keyword arguments of `SamPredictor.predict`."""
+        arguments = {} if self.box is None else {"box": np.array(self.box)}
+        if self.points:
+            arguments |= {"point_coords": np.array(self.points), "point_labels": np.array(self.labels)}
+        return arguments
+
+    def record(self) -> dict[str, Any]:
+        """The prompt as JSON."""
+        record: dict[str, Any] = {} if self.box is None else {"box": list(self.box)}
+        if self.points:
+            record |= {"point_coords": [list(point) for point in self.points], "point_labels": list(self.labels)}
+        return record
+
+    def __str__(self) -> str:
+        parts = [] if self.box is None else ["box " + ",".join(f"{value:g}" for value in self.box)]
+        if self.points:
+            parts.append(f"{len(self.points)} point" + "s" * (len(self.points) > 1))
+        return " + ".join(parts)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One mask (H, W) bool, the IoU that the model predicts for it, its prompt, and the decoder's milliseconds."""
+
+    mask: np.ndarray
+    predicted_iou: float
+    prompt: Prompt
+    decoder_ms: float
+
+
+def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sam-bigltl segment`."""
+    parser.add_argument("image", help="photograph: JPEG, PNG or another format that Pillow reads")
+    parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: checkpoints/bigltl_mini.safetensors)")
+    parser.add_argument(
+        "--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
+        help="corners of a box around an object, in pixels; give it again for another object",
+    )  # fmt: skip
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="X,Y[,LABEL]",
+        help="a point on the object, in pixels; label 0: a point that is not on it. All points are for one object",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-ratio", metavar="RATIO",
+        help="share of the image that the big path computes: a number in (0, 1], one number a stage as in "
+        "1,0.5,0.5,0.25, or auto (default: that of the checkpoint)",
+    )  # fmt: skip
+    parser.add_argument("--all-masks", action="store_true", help="keep all three masks of a prompt, not the best one")
+    parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="|".join(DTYPES), help="of the encoder (default: %(default)s)"
+    )
+
+
+def run_segment(args: argparse.Namespace) -> None:
+    """Segment `args.image`, write the results to `args.out`, and print a table. Raises InputError on bad input."""
+    prompts = parse_prompts(args.box, args.point)
+    keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
+    device, dtype = parse_device(args.device), parse_dtype(args.dtype)
+    image = read_image(args.image)
+    check_inside(prompts, image.shape[:2])
+    predictor = load_predictor(args.checkpoint, device, dtype)
+    if keep_ratio is not None:
+        set_keep_ratio(predictor, keep_ratio)
+    encoder_ms, _ = timed(lambda: predictor.set_image(image), device)
+    segments = [segment for prompt in prompts for segment in segment_prompt(predictor, prompt, args.all_masks)]
+    paths = write_results(Path(args.out), Path(args.image).name, image, predictor, segments)
+    print(table(segments))
+    print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, on {device} in {args.dtype}")
+    print("wrote " + ", ".join(str(path) for path in paths))
+
+
+def parse_prompts(boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:
+    """One prompt per box, or one of all points, with the box if there is exactly one."""
+    if not boxes and not points:
+        raise InputError("nothing to segment: give --box X0,Y0,X1,Y1 or --point X,Y")
+    if len(boxes) > 1 and points:
+        raise InputError("points belong to one object: give them with one --box at most, or leave them out")
+    parsed_boxes = []
+    for text in boxes:
+        values = _numbers(text)
+        if values is None or len(values) != 4:
+            raise InputError(f"--box {text!r} is not a box: write X0,Y0,X1,Y1, as in --box 10,20,200,180")
+        if values[2] <= values[0] or values[3] <= values[1]:
+            raise InputError(f"--box {text} has no area: give the top left corner, then the bottom right one")
+        parsed_boxes.append(tuple(values))
+    coords, labels = [], []
+    for text in points:
+        values = _numbers(text)
+        if values is None or len(values) not in (2, 3) or (len(values) == 3 and values[2] not in (0, 1)):
+            raise InputError(f"--point {text!r} is not a point: write X,Y or X,Y,0 (0: not on the object)")
+        coords.append((values[0], values[1]))
+        labels.append(int(values[2]) if len(values) == 3 else 1)
+    if coords:
+        return [Prompt(parsed_boxes[0] if parsed_boxes else None, tuple(coords), tuple(labels))]
+    return [Prompt(box) for box in parsed_boxes]
+
+
+def parse_keep_ratio(text: str) -> float | tuple[float, ...] | str:
+    """`auto`, a number in (0, 1], or several separated by commas, one a stage."""
+    if text == "auto":
+        return text
+    values = _numbers(text)
+    if values is None or not all(0 < value <= 1 for value in values):
+        raise InputError(f"--keep-ratio {text!r}: give a number in (0, 1], one number a stage as in 1,0.5,0.5, or auto")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def parse_dtype(text: str) -> torch.dtype:
+    """The dtype that has this name in DTYPES."""
+    if text not in DTYPES:
+        raise InputError(f"--dtype {text!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[text]
+
+
+def check_inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
+    """Raise InputError when a coordinate lies outside the image of size (H, W)."""
+    height, width = size
+    for prompt in prompts:
+        corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
+        for x, y in (*corners, *prompt.points):
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise InputError(f"{x:g},{y:g} lies outside the image, which is {width} x {height} pixels")
+
+
+def load_predictor(checkpoint: str | None, device: torch.device, dtype: torch.dtype) -> SamPredictor:
+    """A predictor of the given weights (None: the shipped ones), its encoder in `dtype`."""
+    from .convert import load_sam
+    from .registry import default_checkpoint
+
+    sam = load_sam(checkpoint or default_checkpoint()).to(device)
+    sam.image_encoder.to(dtype)
+    return SamPredictor(sam)
+
+
+def set_keep_ratio(predictor: SamPredictor, keep_ratio: float | tuple[float, ...] | str) -> None:
+    """Set the encoder's keep_ratio; InputError where it has none, or another number of stages."""
+    encoder = predictor.model.image_encoder
+    if not hasattr(encoder, "keep_ratio"):
+        raise InputError("this checkpoint has a plain ViT encoder: leave --keep-ratio out, or convert it first")
+    encoder.keep_ratio = keep_ratio
+
+
+def segment_prompt(predictor: SamPredictor, prompt: Prompt, all_masks: bool = False) -> list[Segment]:
+    """The mask with the highest predicted IoU of the image that is set, or all three, best first."""
+    milliseconds, (masks, scores, _) = timed(lambda: predictor.predict(**prompt.arguments()), predictor.device)
+    order = np.argsort(-scores, kind="stable")[: None if all_masks else 1]
+    return [Segment(masks[i], float(scores[i]), prompt, milliseconds) for i in order]
+
+
+def write_results(
+    folder: Path, file_name: str, image: np.ndarray, predictor: SamPredictor, segments: Sequence[Segment]
+) -> list[Path]:
+    """Write overlay, masks, COCO JSON and, where the encoder routed, the routing picture. Returns the paths."""
+    stem = Path(file_name).stem
+    pictures = {f"{stem}_overlay.png": draw_segments(image, segments)}
+    for number, segment in enumerate(segments, start=1):
+        pictures[f"{stem}_mask_{number}.png"] = segment.mask.astype(np.uint8) * 255
+    if predictor.route is not None:
+        pictures[f"{stem}_routing.png"] = routing_picture(image, predictor.route)
+    for name, picture in pictures.items():
+        write_image(folder / name, picture)
+    json_path = folder / f"{stem}_masks.json"
+    try:
+        json_path.write_text(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {json_path}: {error.strerror}") from None
+    return [*(folder / name for name in pictures), json_path]
+
+
+def draw_segments(image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+    """The photograph with the masks and the prompts that gave them."""
+    first = {segment.prompt: index for index, segment in reversed(list(enumerate(segments)))}
+    boxes = [s.prompt.box if first[s.prompt] == index else None for index, s in enumerate(segments)]
+    points = [point for prompt in first for point in prompt.points]
+    labels = [label for prompt in first for label in prompt.labels]
+    return overlay(image, [segment.mask for segment in segments], boxes, points, labels)
+
+
+def annotation(file_name: str, segment: Segment) -> dict[str, Any]:
+    """One mask as a COCO-style record; `size` is [height, width], `bbox` x, y, width, height in pixels."""
+    rle = mask_utils.encode(np.asfortranarray(segment.mask.astype(np.uint8)))
+    size = [int(value) for value in rle["size"]]
+    return {
+        "file_name": file_name,
+        "size": size,
+        "segmentation": {"size": size, "counts": rle["counts"].decode("ascii")},
+        "bbox": [float(value) for value in mask_utils.toBbox(rle)],
+        "area": int(mask_utils.area(rle)),
+        "predicted_iou": segment.predicted_iou,
+        "prompt": segment.prompt.record(),
+    }
+
+
+def table(segments: Sequence[Segment]) -> str:
+    """One aligned line per mask."""
+    rows = [("mask", "prompt", "predicted IoU", "area px", "decoder ms")]
+    for number, s in enumerate(segments, start=1):
+        rows.append((str(number), str(s.prompt), f"{s.predicted_iou:.3f}", str(s.mask.sum()), f"{s.decoder_ms:.1f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if column == 1 else cell.rjust(w) for column, (cell, w) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def sum_ms(segments: Sequence[Segment]) -> float:
+    """Decoder time over all prompts; the masks of one prompt share one call."""
+    return sum({segment.prompt: segment.decoder_ms for segment in segments}.values())
+
+
+def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Milliseconds that `function()` took, work queued on `device` included, and what it returned."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = function()
+    synchronize(device)
+    return (time.perf_counter() - start) * 1e3, result
+
+
+def _numbers(text: str) -> list[float] | None:
+    """Comma-separated finite numbers, or None where `text` is anything else."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    return values if all(math.isfinite(value) for value in values) else None

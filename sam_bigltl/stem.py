@@ -1,0 +1,57 @@
+"""A convolutional patch embedding, for models trained on few images.
+
+Convolutions at strides 2 to 16 learn edges and textures from far fewer photographs than one 16 x 16 projection does
+(Xiao et al., "Early Convolutions Help Transformers See Better", arXiv 2106.14881).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Sequential):
+    """3 x 3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ResidualConv(nn.Module):
+    """x + two 3 x 3 convolutions of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(channels, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv2(self.conv1(x)))
+
+
+class ConvStem(nn.Module):
+    """Image (B, 3, 16 gh, 16 gw) -> tokens (B, gh, gw, dim), as `segment_anything`'s PatchEmbed returns them.
+
+    Args:
+        channels: widths at strides 2, 4, 8 and 16.
+        dim: width of the tokens.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], dim: int) -> None:
+        super().__init__()
+        c2, c4, c8, c16 = channels
+        self.layers = nn.Sequential(
+            ConvNormAct(3, c2, 2),
+            ConvNormAct(c2, c4, 2),
+            ConvNormAct(c4, c8, 2),
+            ResidualConv(c8),
+            ConvNormAct(c8, c16, 2),
+        )
+        self.proj = nn.Conv2d(c16, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.layers(x)).permute(0, 2, 3, 1)

@@ -1,0 +1,180 @@
+"""`sam-bigltl train`: a dense or big.LITTLE Sam from masks in COCO format, with or without a teacher."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..bench import parse_device
+from ..convert import convert_sam, describe, load_sam, save_sam
+from ..errors import InputError
+from ..evaluation.datasets import check_image_files, load_coco
+from ..evaluation.protocol import evaluate
+from ..predictor import SamPredictor
+from ..registry import ENCODERS, sam_model_registry
+from ..warm_start import warm_start
+from .curve import plot_log
+from .loop import TrainConfig, Trainer, make_batches
+from .photos import preprocessed
+
+EXAMPLES = """\
+examples:
+  a dense model from nothing, on crops of half the side (four times as many images a second), then on whole frames:
+    sam-bigltl train --model vit_mini --data train.json --images images --val dev.json \\
+        --crop 224 --steps 2000 --output runs/crops
+    sam-bigltl train --model vit_mini --init runs/crops/model.safetensors --data train.json --images images \\
+        --val dev.json --batch-size 8 --lr 3e-4 --steps 1000 --output runs/dense
+  a big.LITTLE model, converted from it, fitted in closed form and distilled:
+    sam-bigltl train --model bigltl_mini --teacher runs/dense/model.safetensors --distill-weight 1 \\
+        --keep-ratios 1.0 0.5 0.25 --data train.json --images images --val dev.json --steps 500 --output runs/little
+
+The output folder gets model.safetensors (averaged weights), log.csv, val.csv, curve.png, and state.pt, from which
+--resume continues exactly."""
+
+_HELP = {
+    "steps": "optimizer steps in all",
+    "batch_size": "images a step",
+    "prompts": "masks an image",
+    "crop": "side of the training crops, pixels (the whole frame)",
+    "lr": "peak learning rate",
+    "final_lr": "share of the peak that the cosine ends at",
+    "warmup": "steps of linear warm-up",
+    "weight_decay": "of matrices and kernels",
+    "clip": "norm that gradients are clipped to",
+    "distill_weight": "weight of the embedding loss to the teacher",
+    "ema": "decay of the averaged weights; 0 for none",
+    "seed": "of weights, batches and keep ratios",
+    "workers": "processes that make batches",
+    "save_every": "steps between states on disk",
+    "log_every": "steps a row of log.csv",
+    "val_every": "steps between validations; 0 is at the end only",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `train`."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--data", type=Path, required=True, metavar="JSON", help="masks to train on, COCO format")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their images")
+    parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on (protocol A, box and 1 click)")
+    parser.add_argument("--val-images", type=int, default=48, help="images of them, evenly spaced (48)")
+    parser.add_argument("--model", required=True, choices=sorted(ENCODERS), help="what to train")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init", type=Path, metavar="CKPT", help="weights to start from")
+    start.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--teacher", type=Path, metavar="CKPT", help="dense model to convert and distil from")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
+    defaults = {field.name: field for field in fields(TrainConfig)}
+    for name, text in _HELP.items():
+        kind = int if "int" in str(defaults[name].type) else float
+        default = None if name == "crop" else defaults[name].default
+        required = name == "steps"
+        note = "" if required or name == "crop" else f" ({default:g})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, required=required, help=text + note,
+            **({} if required else {"default": default}),
+        )  # fmt: skip
+    parser.add_argument(
+        "--keep-ratios", type=float, nargs="+", default=[1.0], metavar="R", help="drawn one a step (1.0)"
+    )
+    parser.add_argument(
+        "--scale", type=float, nargs=2, default=(0.5, 1.5), metavar=("LOW", "HIGH"), help="random scale (0.5 1.5)"
+    )
+    parser.add_argument("--freeze-decoder", action="store_true", help="train the image encoder only")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="(bfloat16)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; on two CPU cores it did not pay")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, then write weights, curve and validation."""
+    _check(args)
+    device = parse_device(args.device)
+    torch.manual_seed(args.seed)
+    teacher = load_sam(args.teacher).to(device) if args.teacher else None
+    sam = _student(args, teacher).to(device)
+    config = TrainConfig(
+        **{name: getattr(args, name) for name in _HELP if name != "crop"},
+        crop=args.crop or sam.image_encoder.img_size,
+        keep_ratios=tuple(args.keep_ratios),
+        scale=tuple(args.scale),
+        train_decoder=not args.freeze_decoder,
+        precision=args.precision,
+        compile=args.compile,
+    )
+    for ratio in config.keep_ratios:
+        sam.image_encoder.keep_ratio = ratio  # checks it
+    batches = make_batches(args.data, args.images, sam, config)
+    validate = Validation(sam, args.val, args.images, args.val_images, config.keep_ratios) if args.val else None
+    trainer = Trainer(sam, batches, config, args.output, teacher, validate)
+    if args.resume:
+        trainer.resume()
+    elif trainer.state_path.exists():
+        raise InputError(f"{args.output} holds a run already: continue it with --resume, or choose another --output")
+    trainer.run()
+    sam.load_state_dict(trainer.averaged())
+    save_sam(sam, args.output / "model.safetensors")
+    plot_log(args.output)
+    print(f"wrote {args.output / 'model.safetensors'} after {trainer.step} steps, {trainer.seconds:.0f} s of training")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
+    if not 0 < args.scale[0] <= args.scale[1]:
+        raise InputError(f"--scale is two positive numbers, the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
+    if args.distill_weight and not args.teacher:
+        raise InputError("--distill-weight needs a --teacher")
+    if not 0 <= args.ema < 1:
+        raise InputError(f"--ema is in [0, 1), not {args.ema:g}")
+
+
+def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
+    """The model to train: from a file, from the teacher, or new."""
+    if args.init:
+        return load_sam(args.init, args.model)
+    if teacher is None or args.resume:
+        return sam_model_registry[args.model]()
+    sam = convert_sam(teacher)
+    if sam.image_encoder.config != ENCODERS[args.model]:
+        kind = describe(teacher.image_encoder.config)
+        raise InputError(f"a {args.model} cannot be converted from {kind}: give its start with --init")
+    warm_start(sam, preprocessed(sam, args.images, count=48, seed=args.seed))
+    return sam
+
+
+class Validation:
+    """Protocol A on evenly spaced images, at each keep ratio, with given weights.
+
+    Args:
+        sam: the model in training; a copy of it is evaluated.
+        annotations, folder: COCO-format masks and the folder of their images.
+        count: images.
+    """
+
+    def __init__(self, sam: Sam, annotations: Path, folder: Path, count: int, keep_ratios: tuple[float, ...]) -> None:
+        images = load_coco(annotations)
+        chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
+        self.images = [images[index] for index in chosen]
+        check_image_files(self.images, folder)
+        self.folder = folder
+        self.sam = copy.deepcopy(sam).eval()
+        self.keep_ratios = sorted(set(keep_ratios), reverse=True)
+
+    def __call__(self, weights: dict[str, Tensor]) -> list[dict]:
+        """Rows with keep_ratio, prompt, clicks and mIoU in percent."""
+        self.sam.load_state_dict(weights)
+        rows = evaluate(
+            SamPredictor(self.sam), self.images, self.folder, self.keep_ratios, prompts=("box", "point"), clicks=(1,)
+        )
+        keys = ("keep_ratio", "prompt", "clicks", "all", "small", "medium", "large", "instances")
+        return [{key: round(row[key], 3) if isinstance(row[key], float) else row[key] for key in keys} for row in rows]

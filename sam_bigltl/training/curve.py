@@ -1,0 +1,42 @@
+"""The curve of a run, from its CSV files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+
+def plot_log(folder: Path) -> Path:
+    """Draw loss and IoU of `log.csv`, and mIoU of `val.csv` where there is one, against images seen: `curve.png`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = np.array([int(row["images"]) for row in rows]) / 1000
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for key in ("loss", "bce", "dice"):
+        left.plot(images, [float(row[key]) for row in rows], label=key, linewidth=1)
+    if any(float(row["cosine"]) for row in rows):
+        left.plot(images, [float(row["cosine"]) for row in rows], label="1 - cosine to teacher", linewidth=1)
+    left.set(xlabel="thousand images seen", ylabel="training loss", ylim=(0, None))
+    right.plot(images, [100 * float(row["iou"]) for row in rows], color="0.7", linewidth=1, label="training, all prompts")
+    if (folder / "val.csv").exists():
+        with open(folder / "val.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for key in dict.fromkeys((row["prompt"], row["keep_ratio"]) for row in rows):
+            line = [row for row in rows if (row["prompt"], row["keep_ratio"]) == key]
+            name = f"validation, {'box' if key[0] == 'box' else '1 click'}, keep {key[1]}"
+            right.plot([int(r["images"]) / 1000 for r in line], [float(r["all"]) for r in line], marker="o", label=name)
+    right.set(xlabel="thousand images seen", ylabel="mIoU, %", ylim=(0, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    path = folder / "curve.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,202 @@
+"""Batches of photographs, prompts and masks from COCO-format JSON.
+
+A batch is a pure function of (seed, step): a resumed run sees exactly the batches that an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..evaluation.datasets import check_image_files, load_coco
+from ..images import read_image
+from .decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
+from .losses import MASK_STRIDE
+
+PIXEL_MEAN = (124, 116, 104)  # SAM's mean colour: padding with it is padding with 0 after normalisation
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How photographs become training samples.
+
+    Attributes:
+        frame: side of the model's input, pixels.
+        crop: side of the training crop, pixels; less than `frame` trains on parts of the frame, at its scale.
+        patch: side of a token, pixels.
+        prompts: masks an image.
+        scale: range of the random scale, relative to the photograph fitted into the frame.
+        as_is: share of images at exactly the scale that inference uses.
+    """
+
+    frame: int
+    crop: int
+    patch: int = 16
+    prompts: int = 8
+    scale: tuple[float, float] = (0.5, 1.5)
+    as_is: float = 0.25
+
+
+# Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
+PROMPT_TOKENS = ((2, 0.75), (4, 0.15), (6, 0.10))
+BOX_SHARE = 0.6
+
+
+class MaskBatches(Dataset):
+    """`dataset[step]` is the batch of that step: a dict of tensors (B images, P prompts of T tokens, crop side S).
+
+    image (B, 3, S, S) uint8 RGB; offset (B, 2) first row and column of the crop in the frame, tokens;
+    valid (B, S / patch, S / patch) tokens that show the photograph; coords (B, P, T, 2) x, y in the frame, pixels;
+    labels (B, P, T); boxes (B, P, 4) of the object in the crop, pixels; target (B, P, S / 4, S / 4) uint8, the share
+    of each pixel that the object covers times 255.
+    """
+
+    def __init__(
+        self, annotations: str | Path, images: str | Path, config: SampleConfig, batch_size: int, seed: int, steps: int
+    ) -> None:
+        self.images = load_coco(annotations)
+        check_image_files(self.images, images)
+        self.folder = Path(images)
+        self.config = config
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = steps
+        # An image with more masks teaches more, but not in proportion: neighbours look alike.
+        weight = np.array([min(len(image.annotations), config.prompts) ** 0.5 for image in self.images])
+        self.probability = weight / weight.sum()
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, step])
+        tokens = rng.choice([t for t, _ in PROMPT_TOKENS], p=[p for _, p in PROMPT_TOKENS])
+        samples = []
+        while len(samples) < self.batch_size:
+            sample = self._sample(int(rng.choice(len(self.probability), p=self.probability)), int(tokens), rng)
+            if sample is not None:  # a crop without a usable mask
+                samples.append(sample)
+        return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+
+    def _sample(self, index: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+        config, annotations = self.config, self.images[index].annotations
+        photo = read_image(self.folder / self.images[index].file_name)
+        height, width = photo.shape[:2]
+        scale = config.frame / max(height, width)
+        if rng.random() >= config.as_is:
+            scale *= np.exp(rng.uniform(*np.log(config.scale)))
+        # The crop in pixels of the photograph, around a random object.
+        side = config.crop / scale
+        crop_w, crop_h = min(width, round(side)), min(height, round(side))
+        x, y, w, h = annotations[rng.integers(len(annotations))].bbox
+        x0 = int(np.clip(x + w * rng.random() - crop_w * rng.random(), 0, width - crop_w))
+        y0 = int(np.clip(y + h * rng.random() - crop_h * rng.random(), 0, height - crop_h))
+        window = np.s_[y0 : y0 + crop_h, x0 : x0 + crop_w]
+        out_w = min(config.crop, max(MASK_STRIDE, round(crop_w * scale / MASK_STRIDE) * MASK_STRIDE))
+        out_h = min(config.crop, max(MASK_STRIDE, round(crop_h * scale / MASK_STRIDE) * MASK_STRIDE))
+        flip = rng.random() < 0.5
+
+        picked = []
+        for which in rng.permutation(len(annotations)):
+            bx, by, bw, bh = annotations[which].bbox
+            if bx + bw <= x0 or bx >= x0 + crop_w or by + bh <= y0 or by >= y0 + crop_h:
+                continue
+            whole = annotations[which].mask().astype(np.uint8)
+            mask = whole[window]
+            if mask.sum() * (out_w * out_h) / (crop_w * crop_h) < 12 or mask.sum() < 0.25 * whole.sum():
+                continue
+            mask = cv2.resize(mask * 255, (out_w, out_h), interpolation=cv2.INTER_AREA)
+            if (mask >= 128).sum() >= 8:
+                picked.append(mask[:, ::-1] if flip else mask)
+            if len(picked) == config.prompts:
+                break
+        if not picked:
+            return None
+
+        photo = cv2.resize(photo[window], (out_w, out_h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        photo = _jitter_colour(photo[:, ::-1] if flip else photo, rng)
+        image = np.full((config.crop, config.crop, 3), PIXEL_MEAN, np.uint8)
+        image[:out_h, :out_w] = photo
+        side = config.crop // config.patch
+        offset = rng.integers(0, config.frame // config.patch - side + 1, size=2)
+        shift = offset[::-1] * config.patch  # x, y
+        valid = np.zeros((side, side), bool)
+        valid[: -(-out_h // config.patch), : -(-out_w // config.patch)] = True
+
+        coords = np.zeros((config.prompts, tokens, 2), np.float32)
+        labels = np.full((config.prompts, tokens), NOT_A_POINT, np.int64)
+        boxes = np.zeros((config.prompts, 4), np.float32)
+        low = config.crop // MASK_STRIDE
+        target = np.zeros((config.prompts, low, low), np.uint8)
+        for i in range(config.prompts):  # too few masks: the same ones again, with other prompts
+            mask = picked[i % len(picked)]
+            boxes[i], coords[i], labels[i] = _prompt(mask >= 128, tokens, rng)
+            size = (out_w // MASK_STRIDE, out_h // MASK_STRIDE)
+            target[i, : size[1], : size[0]] = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
+        coords += shift
+        return {
+            "image": image.transpose(2, 0, 1), "offset": offset, "valid": valid,
+            "coords": coords, "labels": labels, "boxes": boxes, "target": target,
+        }  # fmt: skip
+
+
+def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast, gamma and white balance; now and then grey. uint8 RGB in and out."""
+    if rng.random() < 0.1:
+        photo = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    ramp = np.linspace(0, 1, 256)
+    table = np.empty((256, 3), np.float64)
+    gain, lift, gamma = rng.uniform(0.75, 1.3), rng.uniform(-0.1, 0.1), np.exp(rng.uniform(-0.25, 0.25))
+    for channel in range(3):
+        table[:, channel] = ramp**gamma * gain * rng.uniform(0.92, 1.08) + lift
+    table = np.rint(table.clip(0, 1) * 255).astype(np.uint8)
+    return np.stack([cv2.LUT(np.ascontiguousarray(photo[..., c]), table[:, c]) for c in range(3)], axis=-1)
+
+
+def _prompt(
+    mask: np.ndarray, tokens: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Box of the mask, and the coordinates and labels of one random prompt with `tokens` tokens, in crop pixels."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    box = np.array([x0, y0, x1, y1], np.float32)
+    coords, labels = [], []
+    with_box = rng.random() < (BOX_SHARE if tokens == 2 else 0.5)
+    points = tokens - 2 if with_box else tokens - 1
+    inside = mask[y0:y1, x0:x1]
+    for number in range(points):
+        if with_box or number:  # corrections come from either side of the border
+            positive = rng.random() < 0.5
+        else:
+            positive = True
+        if positive and number == 0 and not with_box and rng.random() < 0.6:
+            distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+            y, x = np.unravel_index(distance.argmax(), distance.shape)
+        else:
+            y, x = _random_pixel(inside if positive else ~inside, rng)
+        coords.append((x0 + x, y0 + y))
+        labels.append(FOREGROUND if inside[y, x] else BACKGROUND)
+    if with_box:
+        corners = box.copy()
+        if rng.random() < 0.5:  # SAM's jitter: a tenth of the side, at most 20 px
+            side = np.array([x1 - x0, y1 - y0] * 2, np.float32)
+            noise = np.clip(rng.normal(0, 0.1, 4) * side, -20, 20)
+            corners += np.clip(noise, -0.3 * side, 0.3 * side).astype(np.float32)
+        coords += [corners[:2], corners[2:]]
+        labels += [TOP_LEFT, BOTTOM_RIGHT]
+    else:
+        coords.append((0, 0))
+        labels.append(NOT_A_POINT)
+    return box, np.array(coords, np.float32), np.array(labels, np.int64)
+
+
+def _random_pixel(region: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """A uniform pixel of `region`, or of the whole array where the region is empty (a rectangle has no outside)."""
+    flat = np.flatnonzero(region)
+    which = int(flat[rng.integers(len(flat))]) if len(flat) else int(rng.integers(region.size))
+    return which // region.shape[1], which % region.shape[1]

@@ -1,0 +1,80 @@
+"""SAM's prompt encoder and mask decoder over several images and prompts at once.
+
+`segment_anything` decodes the prompts of one image a call. These functions run its modules, untouched, on B images
+with P prompts each in one pass, and accept embeddings that cover a part of the frame (training on crops).
+Equality with the classes' own forward is tested.
+"""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from torch import Tensor
+
+# Labels of prompt tokens. Boxes are two corner tokens, as in SAM.
+NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+
+def embed_prompts(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
+    """Sparse prompt tokens.
+
+    Args:
+        coords: (..., T, 2) x, y in pixels of the model's input frame.
+        labels: (..., T) of the labels above.
+
+    Returns:
+        (..., T, embed_dim). SAM ends prompts without a box with one NOT_A_POINT token: the caller does so too.
+    """
+    weights = [prompt_encoder.not_a_point_embed.weight, *(e.weight for e in prompt_encoder.point_embeddings)]
+    # Positions need float32: the sine of a bfloat16 phase is noise.
+    with torch.autocast(coords.device.type, enabled=False):
+        position = prompt_encoder.pe_layer.forward_with_coords(
+            coords.float().flatten(0, -3) + 0.5, prompt_encoder.input_image_size
+        )
+    position = position.view(*coords.shape[:-1], -1) * (labels >= 0)[..., None]
+    return position + torch.cat(weights)[labels + 1]
+
+
+def dense_position(prompt_encoder: PromptEncoder, offsets: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position encoding of image tokens, cut to each image's part of the frame.
+
+    Args:
+        offsets: (B, 2) first row and column of the part, in tokens.
+        grid: rows and columns of the part.
+
+    Returns:
+        (B, embed_dim, *grid)
+    """
+    with torch.autocast(offsets.device.type, enabled=False):
+        whole = prompt_encoder.get_dense_pe()[0]  # (embed_dim, G, G)
+    rows = offsets[:, 0, None] + torch.arange(grid[0], device=offsets.device)  # (B, gh)
+    columns = offsets[:, 1, None] + torch.arange(grid[1], device=offsets.device)
+    return whole[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+
+
+def decode(
+    decoder: MaskDecoder, prompt_encoder: PromptEncoder, embeddings: Tensor, position: Tensor, sparse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All mask outputs of the decoder, without mask input.
+
+    Args:
+        embeddings, position: (B, C, gh, gw).
+        sparse: prompt tokens (B, P, T, C).
+
+    Returns:
+        mask logits (B, P, 4, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
+    """
+    batch, prompts = sparse.shape[:2]
+    channels, gh, gw = embeddings.shape[1:]
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2).flatten(0, 1)
+    image = embeddings + prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+    image = image[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)  # (B * P, C, gh, gw)
+    position = position[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+    hidden, image = decoder.transformer(image, position, tokens)
+    image = decoder.output_upscaling(image.transpose(1, 2).reshape(-1, channels, gh, gw))  # (B * P, C / 8, 4 gh, 4 gw)
+    count = decoder.num_mask_tokens
+    kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+    masks = torch.stack(kernels, dim=1) @ image.flatten(2)  # (B * P, 4, 16 gh gw)
+    iou = decoder.iou_prediction_head(hidden[:, 0])
+    return masks.view(batch, prompts, count, 4 * gh, 4 * gw), iou.view(batch, prompts, count)

@@ -1,0 +1,105 @@
+"""Losses: masks with SAM's rule for ambiguous prompts, predicted IoU, and embeddings for distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Weight of a pixel outside the neighbourhood of its object. Far background is easy and is most of the frame: with equal
+# weights a 16 px object would be a thousandth of its own loss.
+FAR_WEIGHT = 0.05
+NEAR_MARGIN = 0.3  # the neighbourhood: the object's box, this share of its side (and 8 px) larger on each side
+MASK_STRIDE = 4  # pixels of the input frame a pixel of the decoder's masks
+
+
+@dataclass
+class MaskLoss:
+    """Losses and the figures to log, each a scalar tensor (iou: (B, P), of the mask that SAM's argmax rule picks)."""
+
+    total: Tensor
+    bce: Tensor
+    dice: Tensor
+    iou_head: Tensor
+    iou: Tensor
+
+
+def near_weight(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixel weights: 1 near the object, `FAR_WEIGHT` elsewhere.
+
+    Args:
+        boxes: (B, P, 4) x0, y0, x1, y1 in pixels of the crop.
+        size: rows and columns of the masks, each `MASK_STRIDE` crop pixels.
+
+    Returns:
+        (B, P, rows, columns)
+    """
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    margin_x, margin_y = (NEAR_MARGIN * (x1 - x0)).clamp(min=8), (NEAR_MARGIN * (y1 - y0)).clamp(min=8)
+    ys = (torch.arange(size[0], device=boxes.device) + 0.5) * MASK_STRIDE
+    xs = (torch.arange(size[1], device=boxes.device) + 0.5) * MASK_STRIDE
+    in_x = (xs > (x0 - margin_x)[..., None]) & (xs < (x1 + margin_x)[..., None])
+    in_y = (ys > (y0 - margin_y)[..., None]) & (ys < (y1 + margin_y)[..., None])
+    near = in_y[..., :, None] & in_x[..., None, :]
+    return near.float() * (1 - FAR_WEIGHT) + FAR_WEIGHT
+
+
+def mask_loss(
+    logits: Tensor, iou_pred: Tensor, target: Tensor, boxes: Tensor, bce_weight: float = 1.0, dice_weight: float = 1.0
+) -> MaskLoss:
+    """The loss of all four mask outputs.
+
+    Output 0 is always trained; of outputs 1 to 3 only the one with the lowest loss (SAM's rule for ambiguity).
+    Every output's predicted IoU is regressed to the IoU it really has.
+
+    Args:
+        logits: (B, P, 4, h, w); iou_pred: (B, P, 4).
+        target: share of each mask pixel that the object covers, (B, P, h, w) in [0, 1].
+        boxes: the objects' boxes (B, P, 4) in pixels of the crop.
+    """
+    logits, iou_pred = logits.float(), iou_pred.float()
+    target = target[:, :, None]
+    weight = near_weight(boxes, logits.shape[-2:])[:, :, None]
+    bce = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+    bce = (bce * weight).sum((-2, -1)) / weight.sum((-2, -1))  # (B, P, 4)
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((-2, -1))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+    each = bce_weight * bce + dice_weight * dice  # (B, P, 4)
+    best = each[..., 1:].argmin(dim=-1, keepdim=True) + 1
+    with torch.no_grad():
+        inside, truth = logits > 0, target > 0.5
+        union = (inside | truth).sum((-2, -1))
+        iou = (inside & truth).sum((-2, -1)) / union.clamp(min=1)  # (B, P, 4)
+        picked = iou_pred[..., 1:].argmax(dim=-1, keepdim=True) + 1
+    iou_head = F.mse_loss(iou_pred, iou)
+    masks = (each[..., 0] + each.gather(-1, best).squeeze(-1)).mean() / 2
+    return MaskLoss(
+        total=masks + iou_head,
+        bce=bce.gather(-1, best).mean(),
+        dice=dice.gather(-1, best).mean(),
+        iou_head=iou_head,
+        iou=iou.gather(-1, picked).squeeze(-1),
+    )
+
+
+def embedding_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine distance (the paper's L_fd) and mean squared error, over the unpadded region only.
+
+    Args:
+        student, teacher: (B, C, gh, gw).
+        valid: (B, gh, gw), true where the token shows any of the image.
+
+    Returns:
+        two scalars: mean of 1 - cosine over valid tokens, mean squared error over them relative to the teacher's
+        mean square.
+    """
+    student, teacher = student.float(), teacher.float()
+    valid = valid.to(student.dtype)
+    count = valid.sum().clamp(min=1)
+    cosine = ((1 - F.cosine_similarity(student, teacher, dim=1)) * valid).sum() / count
+    error = ((student - teacher).square().mean(dim=1) * valid).sum() / count
+    power = (teacher.square().mean(dim=1) * valid).sum() / count
+    return cosine, error / power.clamp(min=1e-12)

@@ -1,0 +1,33 @@
+"""Photographs without masks, as the encoder takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+from ..errors import InputError
+from ..images import read_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Iterator[Tensor]:
+    """`count` random photographs of a folder (all, if there are fewer), preprocessed: each (1, 3, S, S)."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give one with photographs")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths or count < 1:
+        raise InputError(f"no photographs in {folder}" if not paths else f"at least 1 photograph is needed, not {count}")
+    chosen = np.random.default_rng(seed).permutation(len(paths))[:count]
+    resize = ResizeLongestSide(sam.image_encoder.img_size)
+    for index in sorted(chosen):
+        photo = resize.apply_image(read_image(paths[index]))
+        tensor = torch.as_tensor(photo, device=sam.device).permute(2, 0, 1)
+        yield sam.preprocess(tensor)[None]

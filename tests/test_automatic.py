@@ -1,0 +1,89 @@
+"""SamAutomaticMaskGenerator against segment_anything's: same signature and the same records."""
+
+import inspect
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+
+from sam_bigltl.automatic import SamAutomaticMaskGenerator
+from sam_bigltl.errors import InputError
+from helpers import picture, tiny_sam
+
+LOOSE = dict(points_per_side=4, pred_iou_thresh=-10.0, stability_score_thresh=0.0, box_nms_thresh=0.99,
+             points_per_batch=5)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return tiny_sam()
+
+
+def generate(cls, sam, image, **options):
+    return cls(sam, **{**LOOSE, **options}).generate(image)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert np.array_equal(a[key], b[key]) if isinstance(a[key], np.ndarray) else a[key] == b[key], key
+
+
+@pytest.mark.parametrize("name", ["__init__", "generate", "postprocess_small_regions"])
+def test_signature_is_segment_anythings(name):
+    ours = inspect.signature(getattr(SamAutomaticMaskGenerator, name)).parameters.values()
+    theirs = inspect.signature(getattr(segment_anything.SamAutomaticMaskGenerator, name)).parameters.values()
+    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"output_mode": "coco_rle"},
+        {"output_mode": "uncompressed_rle", "crop_n_layers": 1, "crop_nms_thresh": 0.95,
+         "crop_n_points_downscale_factor": 2},
+        {"min_mask_region_area": 30, "crop_nms_thresh": 0.9},
+        {"points_per_side": None, "point_grids": [np.random.default_rng(0).uniform(0, 1, (7, 2))]},
+    ],
+    ids=str,
+)
+def test_same_records_as_segment_anything(sam, options):
+    image = picture(45, 70)
+    theirs = generate(segment_anything.SamAutomaticMaskGenerator, sam, image, **options)
+    assert len(theirs) > 1
+    assert_same(generate(SamAutomaticMaskGenerator, sam, image, **options), theirs)
+
+
+def test_grid_points_give_bit_equal_embeddings_in_float32(sam):
+    """Where float64 coordinates would be needed, float32 ones rounded at the half pixel give the same encoding."""
+    ours = SamAutomaticMaskGenerator(sam).predictor
+    theirs = segment_anything.SamPredictor(sam)
+    points = np.random.default_rng(0).uniform(0, 1, (2000, 2)) * (70, 45)
+    codes = []
+    for predictor in (ours, theirs):
+        coords = torch.as_tensor(predictor.transform.apply_coords(points, (45, 70)))[:, None]
+        codes.append(sam.prompt_encoder((coords, torch.ones(2000, 1, dtype=torch.int)), None, None)[0])
+    assert ours.transform.apply_coords(points, (45, 70)).dtype == np.float32
+    assert (codes[0] == codes[1]).all()
+
+
+def test_no_masks_is_an_empty_list(sam):
+    assert generate(SamAutomaticMaskGenerator, sam, picture(), pred_iou_thresh=1e9, crop_n_layers=1) == []
+
+
+def test_bfloat16():
+    records = generate(SamAutomaticMaskGenerator, tiny_sam().bfloat16(), picture())
+    assert records and isinstance(records[0]["predicted_iou"], float)
+
+
+def test_bad_input(sam):
+    with pytest.raises(InputError):
+        SamAutomaticMaskGenerator(sam, points_per_side=None)
+    with pytest.raises(InputError):
+        SamAutomaticMaskGenerator(sam, output_mode="png")
+    with pytest.raises(InputError):
+        SamAutomaticMaskGenerator(sam).generate(np.zeros((9, 9), np.uint8))

@@ -1,0 +1,64 @@
+"""The quickstart on an untrained model: photographs without a download, pictures, and a table that adds up."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from sam_bigltl import quickstart
+from sam_bigltl.errors import InputError
+from sam_bigltl.images import read_image
+from sam_bigltl.predictor import SamPredictor
+from sam_bigltl.registry import sam_model_registry
+from sam_bigltl.segment import check_inside
+
+
+def options(*arguments: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    quickstart.add_quickstart_arguments(parser)
+    return parser.parse_args([str(value) for value in arguments])
+
+
+def test_photos_and_prompts():
+    photos = quickstart.sample_photos()
+    assert [photo.name for photo in photos] == ["astronaut", "coffee", "chelsea"]
+    for photo in photos:
+        check_inside(list(photo.objects.values()), photo.image.shape[:2])
+        kinds = {prompt.box is None for prompt in photo.objects.values()}
+        assert kinds == {True, False}  # a box and points
+
+
+def test_run_writes_a_strip_per_photo(monkeypatch, tmp_path, capsys):
+    torch.manual_seed(0)
+    sam = sam_model_registry["bigltl_mini"]()
+    monkeypatch.setattr(quickstart, "load_predictor", lambda *_: SamPredictor(sam))
+    monkeypatch.setattr(quickstart, "WARMUP", 0)
+    quickstart.run_quickstart(options("--out", tmp_path, "--runs", 1, "--device", "cpu"))
+    output = capsys.readouterr().out
+    for name in ("astronaut", "coffee", "chelsea"):
+        strip = read_image(tmp_path / f"quickstart_{name}.png")
+        assert strip.shape[1] > 3 * strip.shape[0] and str(tmp_path / f"quickstart_{name}.png") in output
+    rows = [line.split() for line in output.splitlines()]
+    times = {row[0]: row[1:] for row in rows if len(row) == 3 and row[2].endswith("x")}
+    assert set(times) == {"1", "0.5", "0.25"} and times["1"][1] == "1.00x"
+    values = [row for row in rows if row and row[0] in ("astronaut", "coffee", "chelsea")]
+    assert len(values) == 3 * 3 * 2
+    assert all(float(row[-1]) == 1.0 for row in values if row[-3] == "1")
+
+
+def test_bad_options(monkeypatch):
+    with pytest.raises(InputError, match="runs"):
+        quickstart.run_quickstart(options("--runs", 0))
+    dense = sam_model_registry["vit_mini"]()
+    monkeypatch.setattr(quickstart, "load_predictor", lambda *_: SamPredictor(dense))
+    with pytest.raises(InputError, match="big.LITTLE"):
+        quickstart.run_quickstart(options("--device", "cpu"))
+
+
+def test_iou():
+    a = np.array([[True, True, False]])
+    assert quickstart.iou(a, np.array([[False, True, True]])) == pytest.approx(1 / 3)
+    assert quickstart.iou(~a & a, ~a & a) == 1.0
