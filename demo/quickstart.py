@@ -1,11 +1,9 @@
 """Segment three photographs with the shipped model, at three speeds: `make quickstart`."""
 
-import argparse
-
-from sam_bigltl.errors import run_cli
+from sam_bigltl.errors import ArgumentParser, run_cli
 from sam_bigltl.quickstart import add_quickstart_arguments, run_quickstart
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="quickstart", description=__doc__)
     add_quickstart_arguments(parser)
     run_cli("quickstart", run_quickstart, parser.parse_args())

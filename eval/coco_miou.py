@@ -1,11 +1,9 @@
 """mIoU on COCO-format annotations: the same as `sam-bigltl eval`. See --help."""
 
-import argparse
-
-from sam_bigltl.errors import run_cli
+from sam_bigltl.errors import ArgumentParser, run_cli
 from sam_bigltl.evaluation.cli import add_arguments, run
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="coco_miou.py")
+    parser = ArgumentParser(prog="coco_miou.py")
     add_arguments(parser)
     run_cli("coco_miou.py", run, parser.parse_args())

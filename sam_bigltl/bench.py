@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sam_bigltl.errors import InputError, run_cli
+from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 from sam_bigltl.registry import sam_model_registry
 
 SAM_MODELS = {f"sam_{key}": segment_anything.sam_model_registry[key] for key in ("vit_b", "vit_l", "vit_h")}
@@ -291,6 +291,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `eval/latency.py`."""
-    parser = argparse.ArgumentParser(prog="latency.py", description=__doc__)
+    parser = ArgumentParser(prog="latency.py", description=__doc__)
     add_arguments(parser)
     run_cli(parser.prog, run, parser.parse_args(argv))

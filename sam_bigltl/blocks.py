@@ -30,7 +30,7 @@ class PBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = SemiCrossAttention(dim, num_heads, table_size, window, little_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=int(dim * mlp_ratio))
+        self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=round(dim * mlp_ratio))
         if little_dim:
             self.norm_little = nn.LayerNorm(little_dim, eps=1e-6)
             self.up = nn.Linear(little_dim, dim)
@@ -71,7 +71,7 @@ class EBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = WindowAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=int(dim * mlp_ratio))
+        self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=round(dim * mlp_ratio))
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
-from .errors import run_cli
+from .errors import ArgumentParser, run_cli
 
 # Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for:
 # `sam-bigltl --help` should not wait for torch.
@@ -22,8 +22,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Bad input ends with one line and exit code 2."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    argv = _join_negative(list(sys.argv[1:] if argv is None else argv))
+    parser = ArgumentParser(
         prog="sam-bigltl",
         description="Segment Anything with a big.LITTLE image encoder.",
         epilog="example: sam-bigltl segment photo.jpg --box 20,30,200,180 --keep-ratio 0.5 --out out",
@@ -37,6 +37,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     module, _, run, _ = COMMANDS[args.command]
     run_cli(f"sam-bigltl {args.command}", getattr(importlib.import_module(f"sam_bigltl.{module}"), run), args)
+
+
+def _join_negative(argv: list[str]) -> list[str]:
+    """`--box -5,0,9,9` as `--box=-5,0,9,9`: argparse takes a value that starts with a minus for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in ("--box", "--point") and re.match(r"-[\d.]", word):
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
@@ -50,6 +50,8 @@ def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None
     little_dim = config.dim // 4 if little_dim is None else little_dim
     if little_dim <= 0:
         raise InputError(f"little_dim is positive, not {little_dim}")
+    if route_every is not None and route_every < 1:
+        raise InputError(f"route_every is at least 1, not {route_every}")
     config = replace(config, little_dim=little_dim, route_every=route_every)
     big = BigLittleEncoder(config)
     init_weights(big)
@@ -85,8 +87,12 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
         InputError: one line, for a file that is missing, broken, no Sam, or of another type.
     """
     path = Path(path)
-    state = _read_state(path)
+    state, route_every = _read_state(path)
     config = infer_config(state, str(path))
+    if isinstance(route_every, int) and route_every > 0:
+        stated = replace(config, route_every=route_every)
+        if stated.groups != config.groups and len(stated.groups) == len(config.groups):
+            config = stated
     if model_type is not None and config != ENCODERS[model_type]:
         if config == ENCODERS.get(DENSE.get(model_type, "")):
             return convert_sam(_build(config, state, path))
@@ -101,11 +107,16 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sam.state_dict().items()
     }
-    description = describe(infer_config(state, str(path)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
+    # Tensors tell the number of routing groups, which several values of route_every can share.
+    about = {"model": describe(config), "route_every": config.route_every}
     partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"format": "pt", "sam_bigltl": json.dumps({"model": description})})
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, partial, metadata={"format": "pt", "sam_bigltl": json.dumps(about)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def describe(config: EncoderConfig) -> str:
@@ -117,19 +128,23 @@ def describe(config: EncoderConfig) -> str:
     return f"an encoder of width {config.dim}, depth {config.depth}, {config.img_size} px{little}"
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The tensors of a file, and route_every where it says so."""
+    route_every = None
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
+            with safe_open(path, "pt") as file:
+                route_every = json.loads((file.metadata() or {}).get("sam_bigltl", "{}")).get("route_every")
         else:
             state = torch.load(path, weights_only=True, map_location="cpu")
     except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError):
         raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or of another kind") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} is not a state dict of tensors: give SAM's published .pth or a file of save_sam")
-    return state
+    return state, route_every
 
 
 def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
@@ -174,7 +189,7 @@ def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
         depth=depth,
         num_heads=max(1, dim // tables[0][1]),
         global_layers=tuple(layer for layer, size in enumerate(sizes) if size == side),
-        window=min(sizes) if min(sizes) != side else 0,
+        window=next((size for size in sizes if size != side), 0),
         patch_size=patch,
         mlp_ratio=shapes["blocks.0.mlp.lin1.weight"][0] / dim,
         out_chans=out_chans,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
     """Input that cannot be used. The message is one line: what is wrong, and what to do about it."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, which says in one line, too, what is wrong with a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from sam_bigltl.convert import convert_sam
-from sam_bigltl.errors import InputError, run_cli
+from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 
 MODELS = ("vit_b", "vit_l", "vit_h")
 TOLERANCE = 1e-4
@@ -68,6 +68,6 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `eval/exactness.py`."""
-    parser = argparse.ArgumentParser(prog="exactness.py", description=__doc__)
+    parser = ArgumentParser(prog="exactness.py", description=__doc__)
     add_arguments(parser)
     run_cli(parser.prog, run, parser.parse_args(argv))

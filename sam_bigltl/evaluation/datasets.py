@@ -31,6 +31,7 @@ class Annotation:
     bbox: tuple[float, float, float, float] | None
     segmentation: list[list[float]] | dict[str, Any] = field(repr=False)
     size: tuple[int, int]
+    iscrowd: bool = False
 
     def mask(self) -> np.ndarray:
         """The object as a boolean (height, width) mask, decoded anew at each call: masks are not kept in memory."""
@@ -168,7 +169,7 @@ def _annotation(entry: dict[str, Any], image: CocoImage, path: str | Path) -> An
     if not segmentation:
         raise InputError(f"{where} has no segmentation; add a polygon or an RLE, or remove the annotation")
     box = None if bbox is None else tuple(bbox)
-    return Annotation(entry["id"], entry["area"], box, segmentation, image.size)
+    return Annotation(entry["id"], entry["area"], box, segmentation, image.size, bool(entry.get("iscrowd")))
 
 
 def _polygons(polygons: list[Any], where: str) -> list[list[float]]:

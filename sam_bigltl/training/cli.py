@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", type=float, nargs=2, default=(0.5, 1.5), metavar=("LOW", "HIGH"), help="random scale (0.5 1.5)"
     )
     parser.add_argument("--freeze-decoder", action="store_true", help="train the image encoder only")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(adamw)")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="(bfloat16)")
     parser.add_argument("--compile", action="store_true", help="torch.compile; on two CPU cores it did not pay")
 
@@ -101,12 +102,18 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     teacher = load_sam(args.teacher).to(device) if args.teacher else None
     sam = _student(args, teacher).to(device)
+    if teacher is not None:
+        sizes = [(m.image_encoder.img_size, m.image_encoder.config.out_chans) for m in (sam, teacher)]
+        if sizes[0] != sizes[1]:
+            kind = describe(teacher.image_encoder.config)
+            raise InputError(f"{args.teacher} cannot teach a {args.model}: {kind} has embeddings of another size")
     config = TrainConfig(
         **{name: getattr(args, name) for name in _HELP if name != "crop"},
-        crop=args.crop or sam.image_encoder.img_size,
+        crop=sam.image_encoder.img_size if args.crop is None else args.crop,
         keep_ratios=tuple(args.keep_ratios),
         scale=tuple(args.scale),
         train_decoder=not args.freeze_decoder,
+        optimizer=args.optimizer,
         precision=args.precision,
         compile=args.compile,
     )
@@ -117,8 +124,6 @@ def run(args: argparse.Namespace) -> None:
     trainer = Trainer(sam, batches, config, args.output, teacher, validate)
     if args.resume:
         trainer.resume()
-    elif trainer.state_path.exists():
-        raise InputError(f"{args.output} holds a run already: continue it with --resume, or choose another --output")
     trainer.run()
     sam.load_state_dict(trainer.averaged())
     save_sam(sam, args.output / "model.safetensors")
@@ -130,8 +135,16 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
-    if not 0 < args.scale[0] <= args.scale[1]:
+    if not 0 < args.scale[0] <= args.scale[1] < float("inf"):
         raise InputError(f"--scale is two positive numbers, the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
+    for name in ("seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} is not negative, but {getattr(args, name):g} is given")
+    for name in ("lr", "clip"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise InputError(f"--{name} is positive, not {getattr(args, name):g}")
+    if not args.resume and (args.output / "state.pt").exists():
+        raise InputError(f"{args.output} holds a run already: continue it with --resume, or choose another --output")
     if args.distill_weight and not args.teacher:
         raise InputError("--distill-weight needs a --teacher")
     if not 0 <= args.ema < 1:

@@ -5,7 +5,7 @@ A batch is a pure function of (seed, step): a resumed run sees exactly the batch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..evaluation.datasets import check_image_files, load_coco
+from ..errors import InputError
+from ..evaluation.datasets import Annotation, check_image_files, load_coco
 from ..images import read_image
 from .decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from .losses import MASK_STRIDE
@@ -45,6 +46,7 @@ class SampleConfig:
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
 PROMPT_TOKENS = ((2, 0.75), (4, 0.15), (6, 0.10))
 BOX_SHARE = 0.6
+TRIES = 200  # crops drawn an image of a batch, before the data is called unusable
 
 
 class MaskBatches(Dataset):
@@ -60,6 +62,11 @@ class MaskBatches(Dataset):
         self, annotations: str | Path, images: str | Path, config: SampleConfig, batch_size: int, seed: int, steps: int
     ) -> None:
         self.images = load_coco(annotations)
+        for image in self.images:  # a crowd is not an object that a prompt could mean
+            image.annotations = [_boxed(annotation) for annotation in image.annotations if not annotation.iscrowd]
+        self.images = [image for image in self.images if image.annotations]
+        if not self.images:
+            raise InputError(f"{annotations} has crowds only: there is nothing to train on")
         check_image_files(self.images, images)
         self.folder = Path(images)
         self.config = config
@@ -77,16 +84,23 @@ class MaskBatches(Dataset):
         rng = np.random.default_rng([self.seed, step])
         tokens = rng.choice([t for t, _ in PROMPT_TOKENS], p=[p for _, p in PROMPT_TOKENS])
         samples = []
-        while len(samples) < self.batch_size:
+        for _ in range(TRIES * self.batch_size):
             sample = self._sample(int(rng.choice(len(self.probability), p=self.probability)), int(tokens), rng)
             if sample is not None:  # a crop without a usable mask
                 samples.append(sample)
+            if len(samples) == self.batch_size:
+                break
+        else:
+            raise InputError("hardly any crop shows an object of a dozen pixels: the masks are too small to train on")
         return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
 
     def _sample(self, index: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         config, annotations = self.config, self.images[index].annotations
         photo = read_image(self.folder / self.images[index].file_name)
         height, width = photo.shape[:2]
+        if (height, width) != self.images[index].size:
+            name, size = self.images[index].file_name, self.images[index].size
+            raise InputError(f"{name} is {width} x {height} pixels, but its entry in the JSON says {size[1]} x {size[0]}")
         scale = config.frame / max(height, width)
         if rng.random() >= config.as_is:
             scale *= np.exp(rng.uniform(*np.log(config.scale)))
@@ -143,6 +157,18 @@ class MaskBatches(Dataset):
             "image": image.transpose(2, 0, 1), "offset": offset, "valid": valid,
             "coords": coords, "labels": labels, "boxes": boxes, "target": target,
         }  # fmt: skip
+
+
+def _boxed(annotation: Annotation) -> Annotation:
+    """With the box of its mask, where the JSON has none."""
+    if annotation.bbox is not None:
+        return annotation
+    mask = annotation.mask()
+    if not mask.any():
+        raise InputError(f"annotation {annotation.id} has neither a box nor a pixel: remove it")
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    box = (columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
+    return replace(annotation, bbox=tuple(float(value) for value in box))
 
 
 def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
+import pickle
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -35,11 +37,12 @@ LOG_FIELDS = (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a run; all but `steps` and the intervals must be the same when it is resumed.
+    """Settings of a run; all but the intervals must be the same when it is resumed (the rate depends on `steps`).
 
     Attributes:
         steps: optimizer steps in all.
         batch_size: images a step; prompts: masks an image; crop: side of the training crops, pixels.
+        optimizer: "adamw", or "muon" (matrices by torch.optim.Muon with AdamW's step size, the rest by AdamW).
         lr: peak learning rate; warmup: steps of linear warm-up before the cosine falls to `final_lr` of it.
         keep_ratios: for a big.LITTLE encoder, drawn uniformly, one a step.
         distill_weight: weight of embedding cosine + MSE to the teacher, where there is one; the masks weigh 1.
@@ -54,6 +57,7 @@ class TrainConfig:
     prompts: int = 8
     crop: int = 448
     scale: tuple[float, float] = (0.5, 1.5)
+    optimizer: str = "adamw"
     lr: float = 1e-3
     final_lr: float = 0.01
     warmup: int = 200
@@ -120,16 +124,26 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def parameter_groups(sam: Sam, config: TrainConfig) -> list[dict]:
+def make_optimizers(sam: Sam, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Weight decay on matrices and kernels only; prompt encoder and decoder left out where they are frozen."""
-    decay, plain = [], []
+    matrices, kernels, plain = [], [], []
     for name, parameter in sam.named_parameters():
         if not config.train_decoder and not name.startswith("image_encoder."):
             parameter.requires_grad_(False)
-            continue
-        embedding = "embed" in name and "patch_embed" not in name or "token" in name or "rel_pos" in name
-        (plain if parameter.ndim < 2 or embedding else decay).append(parameter)
-    return [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        elif parameter.ndim < 2 or re.search(r"pos_embed|rel_pos|_tokens?\.weight|point_embed|_embed\.weight", name):
+            plain.append(parameter)
+        else:
+            (matrices if parameter.ndim == 2 else kernels).append(parameter)
+    decay = config.weight_decay
+    adamw = dict(lr=config.lr, betas=(0.9, 0.98), fused=True)
+    if config.optimizer == "adamw":
+        groups = [{"params": matrices + kernels, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+        return [torch.optim.AdamW(groups, **adamw)]
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(f"torch {torch.__version__} has no Muon: use the optimizer adamw, or torch 2.9 or later")
+    groups = [{"params": kernels, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(groups, **adamw)]
 
 
 class Trainer:
@@ -156,13 +170,15 @@ class Trainer:
         self.validate = validate
         self.step = 0
         self.seconds = 0.0
-        output.mkdir(parents=True, exist_ok=True)
+        self.window: list[dict[str, float]] = []  # figures of the steps since the last row of log.csv
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {output}: {error.strerror}") from None
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         self.forward = Forward(sam, teacher)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(sam, config), lr=config.lr, betas=(0.9, 0.98), fused=True
-        )
+        self.optimizers = make_optimizers(sam, config)
         self.average = {name: value.detach().clone() for name, value in sam.state_dict().items()}
 
     @property
@@ -173,7 +189,8 @@ class Trainer:
         """Write the state whole or not at all."""
         state = {
             "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "model": self.sam.state_dict(),
-            "average": self.average, "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+            "average": self.average, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(), "window": self.window,
         }  # fmt: skip
         partial = self.state_path.with_suffix(".partial")
         torch.save(state, partial)
@@ -185,17 +202,22 @@ class Trainer:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise InputError(f"nothing to resume in {self.output}: no state.pt") from None
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+            raise InputError(f"{self.state_path} is damaged: start again in another --output") from None
         for key, value in asdict(self.config).items():
             stored = state["config"].get(key)
             stored = tuple(stored) if isinstance(stored, list) else stored
             if key not in _FREE and stored != value:
                 raise InputError(f"{self.output} was trained with {key} = {stored}, not {value}: use another --output")
-        self.sam.load_state_dict(state["model"])
+        try:
+            self.sam.load_state_dict(state["model"])
+        except RuntimeError:
+            raise InputError(f"{self.output} holds the run of another --model") from None
         self.average = {name: value.to(self.sam.device) for name, value in state["average"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.step, self.seconds, self.window = state["step"], state["seconds"], state.get("window", [])
         torch.set_rng_state(state["rng"])
-        self._truncate_logs()
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to ship."""
@@ -211,12 +233,14 @@ class Trainer:
             batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None,
             worker_init_fn=_ignore_interrupts,
         )  # fmt: skip
-        window: list[dict[str, float]] = []
+        if self._truncate_logs():
+            self._validate()
+        window = self.window
         self.sam.train()
         with _interrupt_flag() as interrupted, tqdm(
             total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=None
         ) as bar:
-            for batch in loader:
+            for batch in _loaded(loader):
                 began = time.perf_counter()
                 batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
                 window.append(self._train_step(forward, batch))
@@ -225,16 +249,20 @@ class Trainer:
                 self.seconds += window[-1]["time"]
                 bar.update()
                 last = self.step == config.steps
-                if self.step % config.log_every == 0 or last or interrupted():
+                if self.step % config.log_every == 0 or last:
                     self._append("log.csv", LOG_FIELDS, self._log_row(window, bar))
                     window.clear()
                 if self.step % config.save_every == 0 or last or interrupted():
                     self.save()
                 if interrupted():
                     raise KeyboardInterrupt
-                if last or (config.val_every and self.step % config.val_every == 0):
+                if self._validation_is_due():
                     self._validate()
         self.sam.eval()
+
+    def _validation_is_due(self) -> bool:
+        every = self.config.val_every
+        return self.step == self.config.steps or bool(every and self.step and self.step % every == 0)
 
     def _validate(self) -> None:
         if self.validate is None:
@@ -259,19 +287,21 @@ class Trainer:
             draw = np.random.default_rng([config.seed, self.step, 1])
             encoder.keep_ratio = config.keep_ratios[draw.integers(len(config.keep_ratios))]
         rate = learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = rate
         device_type = self.sam.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             out = forward(batch)
         loss = out["masks"] + config.distill_weight * (out["cosine"] + out["mse"])
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+        norm = nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], config.clip)
         if not torch.isfinite(norm):
             raise InputError(f"the loss is not finite at step {self.step}: lower the learning rate")
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._update_average()
         figures = {key: float(value.detach().mean()) for key, value in out.items()}
         ratio = encoder.keep_ratio if isinstance(encoder.keep_ratio, float) else float("nan")
@@ -295,17 +325,29 @@ class Trainer:
         row |= {"step": self.step, "images": images, "seconds": round(self.seconds, 1)}
         return row | {"images_per_s": round(speed, 2)}
 
-    def _truncate_logs(self) -> None:
-        """Drop the rows after the resumed step: they will be written again."""
+    def _truncate_logs(self) -> bool:
+        """Drop the rows after this step: they will be written again. Returns whether a validation was cut off."""
+        validated = False
         for path in (self.output / "log.csv", self.output / "val.csv"):
             if path.exists():
                 with open(path, newline="") as file:
                     reader = csv.DictReader(file)
                     rows = [row for row in reader if int(row["step"]) <= self.step]
+                if path.name == "val.csv":
+                    validated = any(int(row["step"]) == self.step for row in rows)
                 with open(path, "w", newline="") as file:
                     writer = csv.DictWriter(file, reader.fieldnames or [])
                     writer.writeheader()
                     writer.writerows(rows)
+        return self._validation_is_due() and not validated
+
+
+def _loaded(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """The batches; bad input is named without the traceback that a worker process puts before it."""
+    try:
+        yield from loader
+    except InputError as error:
+        raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from None
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -1,0 +1,68 @@
+"""The command line as a whole, and what the package exports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import sam_bigltl
+from sam_bigltl.cli import COMMANDS, main
+
+PUBLIC = ("SamPredictor", "SamAutomaticMaskGenerator", "sam_model_registry", "convert_sam", "load_sam", "BigLittleEncoder")
+
+
+def helped(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    assert end.value.code == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_help_names_every_command(capsys):
+    text = helped(capsys)
+    assert "example" in text
+    for name, (_, _, _, line) in COMMANDS.items():
+        assert name in text and line.split()[0] in text
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_every_command_has_examples(command: str, capsys):
+    text = helped(capsys, command)
+    assert "example" in text
+    assert f"sam-bigltl {command}" in text.split("example", 1)[1]
+    flags = {word.strip(",[]") for word in text.split("example", 1)[0].split() if word.startswith(("--", "[--"))}
+    shown = {word for word in text.split("example", 1)[1].split() if word.startswith("--")}
+    shown = {word.split("=")[0].rstrip(",.):") for word in shown}
+    assert shown - {"--help"} <= flags, f"examples with flags that do not exist: {shown - flags}"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], [], ["--fly"], ["train", "--fly"], ["convert"], ["segment"]])
+def test_bad_usage_is_one_line_and_code_2(arguments: list[str], capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("sam-bigltl") and "error" in lines[0]
+
+
+def test_the_module_runs_and_help_does_not_wait_for_torch():
+    code = (
+        "import sys, runpy; sys.argv = ['sam-bigltl', 'fly']\n"
+        "try: runpy.run_module('sam_bigltl.cli', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split()[0] == "2", done.stderr
+    assert "fly" in done.stderr
+
+
+def test_exports():
+    for name in PUBLIC:
+        assert name in sam_bigltl.__all__
+    for name in sam_bigltl.__all__:
+        assert getattr(sam_bigltl, name) is not None
+    assert "bigltl_b" in sam_bigltl.sam_model_registry

@@ -1,0 +1,236 @@
+"""`sam-bigltl train`: what it writes, interruption from outside, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_cli
+import torch
+from PIL import Image
+from training_toy import edit, write_shapes
+
+from sam_bigltl import registry
+from sam_bigltl.cli import main
+from sam_bigltl.convert import load_sam, save_sam
+
+FILES = ("model.safetensors", "log.csv", "val.csv", "curve.png", "state.pt")
+TIMES = ("seconds", "images_per_s")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The tiny models as registered types, for `main` in this process."""
+    for name in ("ENCODERS", "DENSE", "sam_model_registry"):
+        for key, value in getattr(registry, name).items():
+            monkeypatch.setitem(getattr(registry, name), key, value)
+    tiny_cli.register()
+    yield
+    for key in tiny_cli.TINY:
+        registry.ENCODERS.pop(key)
+        registry.sam_model_registry.pop(key)
+    registry.DENSE.pop("bigltl_tiny")
+    torch.set_flush_denormal(False)
+
+
+def flags(shapes: Path, output: Path, *more: object, model: str = "vit_tiny", steps: int = 4) -> list[str]:
+    given = [
+        "train", "--model", model, "--data", shapes, "--images", shapes.parent / "images", "--output", output,
+        "--steps", steps, "--batch-size", 2, "--prompts", 2, "--crop", 64, "--workers", 0, "--warmup", 2, "--device",
+        "cpu", *more,
+    ]  # fmt: skip
+    return [str(flag) for flag in given]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=ENVIRONMENT)
+
+
+# ---------------------------------------------------------------- runs
+def test_dense_then_distilled(tiny, shapes, tmp_path):
+    main(flags(shapes, tmp_path / "dense", "--val", shapes, "--val-images", 2, "--val-every", 2))
+    dense = tmp_path / "dense"
+    assert all((dense / name).is_file() for name in FILES)
+    with Image.open(dense / "curve.png") as curve:
+        assert curve.size[0] > 500
+    val = rows(dense / "val.csv")
+    assert [(row["step"], row["prompt"]) for row in val] == [(s, p) for s in "24" for p in ("box", "point")]
+    assert all(0 <= float(row["all"]) <= 100 for row in val)
+    state = torch.load(dense / "state.pt", weights_only=True)
+    written = load_sam(dense / "model.safetensors", "vit_tiny").state_dict()
+    assert all(torch.equal(written[name], value) for name, value in state["average"].items())
+
+    little = tmp_path / "little"
+    teaching = ("--teacher", dense / "model.safetensors", "--distill-weight", 1, "--keep-ratios", 1.0, 0.5)
+    main(flags(shapes, little, *teaching, "--freeze-decoder", "--val", shapes, "--val-images", 1, model="bigltl_tiny"))
+    assert all((little / name).is_file() for name in FILES)
+    student = load_sam(little / "model.safetensors", "bigltl_tiny").state_dict()
+    for name, value in written.items():
+        assert torch.equal(student[name], value) == (not name.startswith("image_encoder.")) or value.numel() == 1, name
+    assert {row["keep_ratio"] for row in rows(little / "val.csv")} == {"1.0", "0.5"}
+    assert float(rows(little / "log.csv")[0]["cosine"]) < 0.2  # it starts from the teacher, warm
+
+
+def test_real_types_in_the_real_command(shapes, tmp_path):
+    torch.manual_seed(0)
+    save_sam(registry.sam_model_registry["vit_mini"](), tmp_path / "teacher.safetensors")
+    teaching = ("--teacher", tmp_path / "teacher.safetensors", "--distill-weight", 1, "--keep-ratios", 0.25)
+    given = flags(shapes, tmp_path / "run", *teaching, "--val", shapes, "--val-images", 1, model="bigltl_mini", steps=2)
+    given[given.index("--crop") + 1] = "112"
+    done = run("-m", "sam_bigltl.cli", *given)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "run" / name).is_file() for name in FILES)
+    load_sam(tmp_path / "run" / "model.safetensors", "bigltl_mini")
+    assert "model.safetensors after 2 steps" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_from_outside(number: int, shapes, tmp_path):
+    """Wherever in the run it comes: exit code 130, and the continued run is the uninterrupted one."""
+    script = str(Path(tiny_cli.__file__))
+    steps = 60
+    command = flags(shapes, tmp_path / "parts", "--workers", 1, steps=steps)
+    process = subprocess.Popen(
+        [sys.executable, script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    log = tmp_path / "parts" / "log.csv"
+    deadline = time.monotonic() + 300
+    while not log.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "sam-bigltl train: interrupted"
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert 10 <= state["step"] < steps
+    for output, more in (("parts", ["--resume"]), ("whole", [])):
+        done = run(script, *flags(shapes, tmp_path / output, *more, steps=steps))
+        assert done.returncode == 0, done.stderr
+    assert rows(tmp_path / "parts" / "log.csv") == rows(tmp_path / "whole" / "log.csv")
+    files = [(tmp_path / output / "model.safetensors").read_bytes() for output in ("parts", "whole")]
+    assert files[0] == files[1]
+
+
+def test_starting_from_weights_and_not_overwriting_a_run(tiny, shapes, tmp_path, capsys):
+    main(flags(shapes, tmp_path / "a", steps=1))
+    before = (tmp_path / "a" / "model.safetensors").read_bytes()
+    for more, word in (([], "--resume"), (["--resume", "--lr", 5e-4], "lr"), (["--resume", "--seed", 3], "seed")):
+        assert "error" in refused(flags(shapes, tmp_path / "a", *more, steps=1), capsys, word)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == before
+    main(flags(shapes, tmp_path / "b", "--init", tmp_path / "a" / "model.safetensors", "--lr", 1e-12, steps=1))
+    start, end = (load_sam(tmp_path / x / "model.safetensors").state_dict() for x in "ab")
+    for name, value in start.items():
+        if "running" not in name and value.is_floating_point():
+            assert torch.allclose(value, end[name], atol=1e-6), name
+
+
+# ---------------------------------------------------------------- bad input
+def refused(arguments: list[str], capsys, word: str) -> str:
+    """The one line on stderr with which the command ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert end.value.code == 2
+    assert len(lines) == 1 and lines[0].startswith("sam-bigltl train: error: ") and word in lines[0], lines
+    return lines[0]
+
+
+BAD_FLAGS = {
+    "--data": ["absent.json", "absent.json"],
+    "--images": ["absent", "absent"],
+    "--val": ["absent.json", "absent.json"],
+    "--init": ["absent.safetensors", "absent.safetensors"],
+    "--teacher": ["absent.safetensors", "absent.safetensors"],
+    "--crop": ["40", "multiple of 16"],
+    "--steps": ["0", "--steps"],
+    "--batch-size": ["0", "--batch-size"],
+    "--prompts": ["-1", "--prompts"],
+    "--keep-ratios": ["0", "keep_ratio"],
+    "--lr": ["-1", "--lr"],
+    "--clip": ["nan", "--clip"],
+    "--ema": ["1", "--ema"],
+    "--seed": ["-1", "--seed"],
+    "--workers": ["-1", "--workers"],
+    "--warmup": ["-5", "--warmup"],
+    "--distill-weight": ["1", "--teacher"],
+    "--device": ["toaster", "toaster"],
+    "--model": ["vit_x", "vit_x"],
+    "--precision": ["int8", "int8"],
+}
+
+
+@pytest.mark.parametrize("flag", BAD_FLAGS)
+def test_bad_flags(flag: str, tiny, shapes, tmp_path, capsys):
+    value, word = BAD_FLAGS[flag]
+    refused(flags(shapes, tmp_path / "run", f"{flag}={value}"), capsys, word)
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "word", "model"),
+    [
+        (["--keep-ratios", 0.5, 1.5], "keep_ratio", "bigltl_tiny"),
+        (["--keep-ratios", 0.5], "dense", "vit_tiny"),
+        (["--crop", 0], "multiple of 16", "vit_tiny"),
+        (["--crop", 256], "multiple of 16", "vit_tiny"),
+        (["--scale", 1.5, 0.5], "--scale", "vit_tiny"),
+        (["--resume"], "nothing to resume", "vit_tiny"),
+    ],
+)
+def test_bad_combinations(more: list, word: str, model: str, tiny, shapes, tmp_path, capsys):
+    refused(flags(shapes, tmp_path / "run", *more, model=model), capsys, word)
+
+
+def test_teachers_that_cannot_teach(tiny, shapes, tmp_path, capsys):
+    save_sam(registry.build_sam(tiny_cli.TINY["vit_tiny"]), tmp_path / "tiny.safetensors")
+    save_sam(registry.build_sam(registry.ENCODERS["vit_mini"]), tmp_path / "mini.safetensors")
+    teach = ("--teacher", tmp_path / "mini.safetensors")
+    refused(flags(shapes, tmp_path / "run", *teach, model="bigltl_tiny"), capsys, "vit_mini")
+    start = ("--init", tmp_path / "tiny.safetensors")
+    refused(flags(shapes, tmp_path / "run", *teach, *start), capsys, "vit_mini")
+    refused(flags(shapes, tmp_path / "run", "--init", tmp_path / "mini.safetensors"), capsys, "vit_mini")
+
+
+def _forget(key: str):
+    return lambda content: [entry.pop(key) for entry in content["annotations"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda content: content.clear(), "images"),
+        (lambda content: content["annotations"].clear(), "annotations"),
+        (_forget("segmentation"), "segmentation"),
+        (_forget("area"), "area"),
+        (lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]], "crowds"),
+    ],
+)
+def test_bad_annotations(change, word: str, tiny, tmp_path, capsys):
+    refused(flags(edit(write_shapes(tmp_path / "set"), change), tmp_path / "run"), capsys, word)
+
+
+def test_bad_files(tiny, shapes, tmp_path, capsys):
+    for content in ("", "no json", json.dumps([])):
+        (tmp_path / "a.json").write_text(content)
+        refused(flags(shapes, tmp_path / "run", f"--data={tmp_path / 'a.json'}"), capsys, "a.json")
+    (tmp_path / "file").write_text("")
+    refused(flags(shapes, tmp_path / "file"), capsys, "file")

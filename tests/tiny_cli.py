@@ -1,0 +1,26 @@
+"""`sam-bigltl` with the tiny models `vit_tiny` and `bigltl_tiny` among its types: python tests/tiny_cli.py train ..."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sam_bigltl import registry
+from sam_bigltl.cli import main
+from sam_bigltl.encoder import EncoderConfig
+
+_SHAPE = dict(
+    img_size=128, dim=48, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=32, stem=(8, 16, 24, 32)
+)
+TINY = {"vit_tiny": EncoderConfig(**_SHAPE), "bigltl_tiny": EncoderConfig(**_SHAPE, little_dim=12)}
+
+
+def register() -> None:
+    """Add the tiny models, in place."""
+    registry.ENCODERS.update(TINY)
+    registry.DENSE["bigltl_tiny"] = "vit_tiny"
+    registry.sam_model_registry.update({key: partial(registry._build, key) for key in TINY})
+
+
+if __name__ == "__main__":
+    register()
+    main()
