@@ -47,6 +47,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
             write(f"{share}-{name}", content[: int(share * len(content))])
         write(f"text-{name}", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134\n")
         write(f"noise-{name}", bytes(range(256)) * 8)
+    write("word.pth", b"text")
     write("page.pth", b"<!DOCTYPE html><html><body>404</body></html>")
     write("malicious.pth", pickle.dumps({"image_encoder.pos_embed": Malicious(folder / "proof")}))
     write("protocol0.pth", pickle.dumps([1, 2, 3], protocol=0))

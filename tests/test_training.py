@@ -72,13 +72,13 @@ def interrupt_at(target: Trainer, step: int, number: int = signal.SIGINT) -> Non
 
 # ---------------------------------------------------------------- learning
 def test_the_loss_falls(shapes, tmp_path):
-    config = replace(CONFIG, steps=60, batch_size=4, lr=3e-3, warmup=5, log_every=10)
+    config = replace(CONFIG, steps=60, batch_size=2, lr=3e-3, warmup=5, log_every=10)
     run = trainer(shapes, tmp_path, config)
     run.run()
     log = rows(tmp_path / "log.csv")
     losses = [float(row["loss"]) for row in log]
     assert [int(row["step"]) for row in log] == [10, 20, 30, 40, 50, 60]
-    assert [int(row["images"]) for row in log] == [40, 80, 120, 160, 200, 240]
+    assert [int(row["images"]) for row in log] == [20, 40, 60, 80, 100, 120]
     assert losses[-1] < 0.85 * losses[0], losses
     assert not run.sam.training and (tmp_path / "state.pt").is_file()
 
@@ -161,13 +161,13 @@ def test_the_loss_is_masks_and_weighted_distillation(shapes, tmp_path):
 def test_an_interrupted_run_continues_bit_for_bit(number: int, shapes, tmp_path):
     whole = trainer(shapes, tmp_path / "whole")
     whole.run()
-    parts = tmp_path / "parts"
+    parts, handler = tmp_path / "parts", signal.getsignal(number)
     first = trainer(shapes, parts)
     interrupt_at(first, 6, number)  # two steps into a row of the log
     with pytest.raises(KeyboardInterrupt):
         first.run()
     assert first.step == 6
-    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert signal.getsignal(number) is handler
     torch.manual_seed(99)
     second = trainer(shapes, parts, replace(CONFIG, workers=1, save_every=3))
     second.resume()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Labels of prompt tokens. Boxes are two corner tokens, as in SAM.
 NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -65,16 +66,41 @@ def decode(
         mask logits (B, P, 4, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
     """
     batch, prompts = sparse.shape[:2]
-    channels, gh, gw = embeddings.shape[1:]
+    gh, gw = embeddings.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2).flatten(0, 1)
     image = embeddings + prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-    image = image[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)  # (B * P, C, gh, gw)
-    position = position[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
-    hidden, image = decoder.transformer(image, position, tokens)
-    image = decoder.output_upscaling(image.transpose(1, 2).reshape(-1, channels, gh, gw))  # (B * P, C / 8, 4 gh, 4 gw)
-    count = decoder.num_mask_tokens
+    if torch.is_autocast_enabled(image.device.type):  # else every one of its image-sized sums is a float32 one
+        dtype = torch.get_autocast_dtype(image.device.type)
+        image, position = image.to(dtype), position.to(dtype)
+    hidden, image = decoder.transformer(_repeat(image, prompts), _repeat(position, prompts), tokens)
+    image = _upscale(decoder, image)  # (B * P, gh * gw, 2, 2, 2, 2, C / 8)
     kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    masks = torch.stack(kernels, dim=1) @ image.flatten(2)  # (B * P, 4, 16 gh gw)
-    iou = decoder.iou_prediction_head(hidden[:, 0])
-    return masks.view(batch, prompts, count, 4 * gh, 4 * gw), iou.view(batch, prompts, count)
+    masks = torch.stack(kernels, dim=1) @ image.flatten(1, -2).transpose(1, 2)  # (B * P, 4, 16 gh gw)
+    masks = masks.view(batch, prompts, -1, gh, gw, 2, 2, 2, 2)
+    masks = masks.permute(0, 1, 2, 3, 5, 7, 4, 6, 8).reshape(batch, prompts, -1, 4 * gh, 4 * gw)
+    return masks, decoder.iou_prediction_head(hidden[:, 0]).unflatten(0, (batch, prompts))
+
+
+def _repeat(x: Tensor, prompts: int) -> Tensor:
+    """(B, C, gh, gw) -> (B * P, C, gh, gw), laid out token by token, as the transformer goes through it."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+
+
+def _upscale(decoder: MaskDecoder, x: Tensor) -> Tensor:
+    """`decoder.output_upscaling` on tokens (n, N, C) -> (n, N, 2, 2, 2, 2, C / 8).
+
+    A transposed convolution of kernel and stride 2 is a linear layer that gives each token 2 x 2 of its own. Row and
+    column of the first one come before those of the second; keeping them apart leaves out every change of layout.
+    """
+    first, norm, activation, second, last_activation = decoder.output_upscaling
+    x = _linear_2x2(first, x)
+    x = activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    return last_activation(_linear_2x2(second, x))
+
+
+def _linear_2x2(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """(..., C) -> (..., 2, 2, out): the row and column come last, before the channels."""
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * out, C)
+    return F.linear(x, weight, layer.bias.repeat(4)).unflatten(-1, (2, 2, -1))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import math
-import pickle
 import re
 import signal
 import time
@@ -202,7 +201,7 @@ class Trainer:
             state = torch.load(self.state_path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise InputError(f"nothing to resume in {self.output}: no state.pt") from None
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
             raise InputError(f"{self.state_path} is damaged: start again in another --output") from None
         for key, value in asdict(self.config).items():
             stored = state["config"].get(key)
@@ -351,8 +350,9 @@ def _loaded(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the workers end with the loop, not before it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach the whole process group; the workers end with the loop, not before it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
