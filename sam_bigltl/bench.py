@@ -35,6 +35,7 @@ COLUMNS = (
     "speedup_vs_first", "speedup_vs_own_1.0", "image_size", "weights",
 )  # fmt: skip
 EXAMPLES = """examples:
+  sam-bigltl bench --models vit_mini bigltl_mini --keep-ratio 1.0 0.5 --runs 10
   python eval/latency.py
   python eval/latency.py --models sam_vit_h bigltl_h --device cuda --dtype bfloat16 --runs 20 --warmup 5
   python eval/latency.py --models bigltl_b --checkpoint checkpoints/x.safetensors --output docs/results

@@ -117,7 +117,7 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, partial, metadata={"format": "pt", "sam_bigltl": json.dumps(about)})
+        save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})  # one entry: several come in any order
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None

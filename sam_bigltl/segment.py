@@ -61,8 +61,17 @@ class Segment:
     decoder_ms: float
 
 
+EXAMPLES = """\
+examples:
+  sam-bigltl segment photo.jpg --box 20,30,200,180 --keep-ratio 0.5 --out out
+  sam-bigltl segment photo.jpg --point 120,90 --point 10,10,0
+"""
+
+
 def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sam-bigltl segment`."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("image", help="photograph: JPEG, PNG or another format that Pillow reads")
     parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: checkpoints/bigltl_mini.safetensors)")
     parser.add_argument(

@@ -136,7 +136,8 @@ def test_convert_command_with_a_warm_start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", ["absent", "suffix", "not a sam", "--little-dim", "--route-every", "--max-images", "--warm-start", "--dtype"]
+    "case",
+    ["absent", "suffix", "not a sam", "--little-dim", "--route-every", "--max-images", "--warm-start", "--dtype"],
 )
 def test_convert_command_refuses(case: str, tmp_path, monkeypatch, capsys):
     from sam_bigltl.cli import main

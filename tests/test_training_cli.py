@@ -103,14 +103,25 @@ def test_real_types_in_the_real_command(shapes, tmp_path):
     assert "model.safetensors after 2 steps" in done.stdout
 
 
+SCRIPT = str(Path(tiny_cli.__file__))
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes, tmp_path_factory) -> Path:
+    """The folder of a run of `STEPS` steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = run(SCRIPT, *flags(shapes, folder, steps=STEPS))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_from_outside(number: int, shapes, tmp_path):
+def test_a_signal_from_outside(number: int, shapes, uninterrupted, tmp_path):
     """Wherever in the run it comes: exit code 130, and the continued run is the uninterrupted one."""
-    script = str(Path(tiny_cli.__file__))
-    steps = 60
-    command = flags(shapes, tmp_path / "parts", "--workers", 1, steps=steps)
+    command = flags(shapes, tmp_path / "parts", "--workers", 1, steps=STEPS)
     process = subprocess.Popen(
-        [sys.executable, script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     log = tmp_path / "parts" / "log.csv"
     deadline = time.monotonic() + 300
@@ -121,12 +132,13 @@ def test_a_signal_from_outside(number: int, shapes, tmp_path):
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "sam-bigltl train: interrupted"
     state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
-    assert 10 <= state["step"] < steps
-    for output, more in (("parts", ["--resume"]), ("whole", [])):
-        done = run(script, *flags(shapes, tmp_path / output, *more, steps=steps))
-        assert done.returncode == 0, done.stderr
-    assert rows(tmp_path / "parts" / "log.csv") == rows(tmp_path / "whole" / "log.csv")
-    files = [(tmp_path / output / "model.safetensors").read_bytes() for output in ("parts", "whole")]
+    assert 10 <= state["step"] < STEPS
+    done = run(SCRIPT, *flags(shapes, tmp_path / "parts", "--resume", steps=STEPS))
+    assert done.returncode == 0, done.stderr
+    for name in ("log.csv", "val.csv"):
+        assert (tmp_path / "parts" / name).exists() == (uninterrupted / name).exists()
+    assert rows(tmp_path / "parts" / "log.csv") == rows(uninterrupted / "log.csv")
+    files = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "parts", uninterrupted)]
     assert files[0] == files[1]
 
 

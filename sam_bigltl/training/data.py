@@ -40,12 +40,14 @@ class SampleConfig:
     patch: int = 16
     prompts: int = 8
     scale: tuple[float, float] = (0.5, 1.5)
-    as_is: float = 0.25
+    as_is: float = 0.4
 
 
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
-PROMPT_TOKENS = ((2, 0.75), (4, 0.15), (6, 0.10))
+PROMPT_TOKENS = ((2, 0.8), (4, 0.12), (6, 0.08))
 BOX_SHARE = 0.6
+# Share of the boxes that are jittered. More teaches to mistrust a box, and a pixel is a lot on a small object.
+JITTERED = 0.3
 TRIES = 200  # crops drawn an image of a batch, before the data is called unusable
 
 
@@ -99,8 +101,8 @@ class MaskBatches(Dataset):
         photo = read_image(self.folder / self.images[index].file_name)
         height, width = photo.shape[:2]
         if (height, width) != self.images[index].size:
-            name, size = self.images[index].file_name, self.images[index].size
-            raise InputError(f"{name} is {width} x {height} pixels, but its entry in the JSON says {size[1]} x {size[0]}")
+            name, (rows, columns) = self.images[index].file_name, self.images[index].size
+            raise InputError(f"{name} is {width} x {height} pixels, but its entry in the JSON says {columns} x {rows}")
         scale = config.frame / max(height, width)
         if rng.random() >= config.as_is:
             scale *= np.exp(rng.uniform(*np.log(config.scale)))
@@ -209,7 +211,7 @@ def _prompt(
         labels.append(FOREGROUND if inside[y, x] else BACKGROUND)
     if with_box:
         corners = box.copy()
-        if rng.random() < 0.5:  # SAM's jitter: a tenth of the side, at most 20 px
+        if rng.random() < JITTERED:  # SAM's jitter: a tenth of the side, at most 20 px
             side = np.array([x1 - x0, y1 - y0] * 2, np.float32)
             noise = np.clip(rng.normal(0, 0.1, 4) * side, -20, 20)
             corners += np.clip(noise, -0.3 * side, 0.3 * side).astype(np.float32)
