@@ -72,14 +72,14 @@ def interrupt_at(target: Trainer, step: int, number: int = signal.SIGINT) -> Non
 
 # ---------------------------------------------------------------- learning
 def test_the_loss_falls(shapes, tmp_path):
-    config = replace(CONFIG, steps=60, batch_size=2, lr=3e-3, warmup=5, log_every=10)
+    config = replace(CONFIG, steps=120, lr=4e-3, warmup=5, log_every=20)
     run = trainer(shapes, tmp_path, config)
     run.run()
     log = rows(tmp_path / "log.csv")
     losses = [float(row["loss"]) for row in log]
-    assert [int(row["step"]) for row in log] == [10, 20, 30, 40, 50, 60]
-    assert [int(row["images"]) for row in log] == [20, 40, 60, 80, 100, 120]
-    assert losses[-1] < 0.85 * losses[0], losses
+    assert [int(row["step"]) for row in log] == [20, 40, 60, 80, 100, 120]
+    assert [int(row["images"]) for row in log] == [40, 80, 120, 160, 200, 240]
+    assert losses[-1] < 0.87 * losses[0], losses  # measured 0.80; 0.99 at a learning rate of 1e-9
     assert not run.sam.training and (tmp_path / "state.pt").is_file()
 
 
