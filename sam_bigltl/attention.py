@@ -110,7 +110,7 @@ class SemiCrossAttention(nn.Module):
             self.kv_little = nn.Linear(little_dim, 2 * dim)
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """Attention among all tokens, x (B, N, C) -> (B, N, C). Equal to `segment_anything`'s, padded windows included."""
+        """Attention among all tokens, x (B, N, C) -> (B, N, C): `segment_anything`'s, padded windows included."""
         qkv = self.qkv(x)  # (B, N, 3C)
         if self.window:
             # The reference pads after the norm, so a padded token's q, k and v are the bias of qkv.

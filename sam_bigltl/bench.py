@@ -62,7 +62,7 @@ def measure(
     Returns for each call its `runs` times, in the clock's unit (seconds).
     """
     times: list[list[float]] = [[] for _ in calls]
-    for index in tqdm(range(warmup + runs), desc="passes over all cases", unit="pass"):
+    for index in tqdm(range(warmup + runs), desc="passes over all cases", unit="pass", disable=None):
         for call, own_times in zip(calls, times):
             start = clock()
             call()

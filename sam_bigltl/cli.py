@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from .errors import ArgumentParser, run_cli
 
-# Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for:
-# `sam-bigltl --help` should not wait for torch.
+# Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for.
 COMMANDS = {
     "segment": ("segment", "add_segment_arguments", "run_segment", "masks of one photograph from boxes or points"),
     "convert": ("convert_cli", "add_arguments", "run", "a SAM checkpoint to a big.LITTLE model"),

@@ -147,7 +147,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
                 warnings.simplefilter("ignore")  # of pickles that it then refuses
                 state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
-        raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or of another kind") from None
+        raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or no such file") from None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} is not a state dict of tensors: give SAM's published .pth or a file of save_sam")
     return state, route_every
@@ -156,7 +156,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
 def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
     sam = build_sam(config)
     try:
-        sam.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+        sam.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path} looks like {describe(config)}, but its tensors do not fit: {detail}") from None

@@ -227,7 +227,7 @@ class BigLittleEncoder(nn.Module):
         for layer in layers:
             selected = self.blocks[layer].routed(selected, little, selection, big, gate)
             little = self.little_blocks[layer](little, small)
-        # Residual: a token keeps what big blocks of earlier stages gave it (see docs/design_notes.md for the measurement).
+        # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         x = selection.scatter(x + transition.up(little), selected)
         return x, RouteGroup(tuple(layers), indices, scores.detach())
 

@@ -75,7 +75,7 @@ sam_model_registry["default"] = sam_model_registry["bigltl_h"]
 
 
 def default_checkpoint() -> Path:
-    """The shipped weights: `checkpoints/bigltl_mini.safetensors` of the current folder, or of this project's checkout."""
+    """The shipped weights, `checkpoints/bigltl_mini.safetensors`, of the current folder or of this checkout."""
     name = Path("checkpoints") / "bigltl_mini.safetensors"
     for folder in (Path.cwd(), Path(__file__).resolve().parent.parent):
         if (folder / name).is_file():

@@ -78,8 +78,9 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True) -> Non
         for layer in (block.attn.proj, block.mlp.lin2):
             layer.weight.zero_()
             layer.bias.zero_()
-    groups = zip(encoder.transitions, encoder.config.groups)
-    for transition, (_, layers) in tqdm(groups, total=len(encoder.transitions), desc="warm start", disable=not progress):
+    groups = list(zip(encoder.transitions, encoder.config.groups))
+    # disable=None: no bar where stderr is no terminal
+    for transition, (_, layers) in tqdm(groups, desc="warm start", disable=None if progress else True):
         tokens = _fit_group(transition, [encoder.blocks[layer] for layer in layers], tokens, geometry)
 
 

@@ -38,6 +38,7 @@ def test_shipped_weights_segment_a_ball(name):
     for ratio in (1.0,) if name == "vit_mini" else (1.0, 0.5, 0.25):
         sam.image_encoder.keep_ratio = ratio
         predictor.set_image(image)
-        for prompt in ({"box": np.array([160, 70, 300, 210])}, {"point_coords": np.array([[230, 140]]), "point_labels": [1]}):
-            masks, iou, _ = predictor.predict(**{key: np.asarray(value) for key, value in prompt.items()})
+        point = {"point_coords": np.array([[230, 140]]), "point_labels": np.array([1])}
+        for prompt in ({"box": np.array([160, 70, 300, 210])}, point):
+            masks, iou, _ = predictor.predict(**prompt)
             assert mask_iou(masks[iou.argmax()], truth) > 0.8, (ratio, prompt)

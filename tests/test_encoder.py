@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def reference_encoder(side: int, dim: int, depth: int, heads: int, attends_all: 
     torch.manual_seed(1)
     encoder = ImageEncoderViT(
         img_size=side, embed_dim=dim, depth=depth, num_heads=heads, out_chans=32, use_rel_pos=True,
-        global_attn_indexes=attends_all, window_size=window, norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+        global_attn_indexes=attends_all, window_size=window, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
     randomise_positions(encoder)
     return encoder.eval()

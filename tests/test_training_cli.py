@@ -86,7 +86,7 @@ def test_dense_then_distilled(tiny, shapes, tmp_path, capsys):
     for name, value in written.items():
         assert torch.equal(student[name], value) == (not name.startswith("image_encoder.")) or value.numel() == 1, name
     assert {row["keep_ratio"] for row in rows(little / "val.csv")} == {"1.0", "0.5"}
-    assert "warm start" in capsys.readouterr().err
+    assert "warm start" in capsys.readouterr().out
     assert float(rows(little / "log.csv")[0]["cosine"]) < 0.5  # it starts from the teacher
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if find_spec("matplotlib") is None:  # before the work, not at its end
+        raise InputError("training draws its curve with matplotlib: pip install matplotlib")
     for name in ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
@@ -161,6 +164,7 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
     if sam.image_encoder.config != ENCODERS[args.model]:
         kind = describe(teacher.image_encoder.config)
         raise InputError(f"a {args.model} cannot be converted from {kind}: give its start with --init")
+    print("warm start: fitting the little path to the teacher in closed form", flush=True)
     warm_start(sam, preprocessed(sam, args.images, count=48, seed=args.seed))
     return sam
 

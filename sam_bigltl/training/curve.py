@@ -24,7 +24,8 @@ def plot_log(folder: Path) -> Path:
     if any(float(row["cosine"]) for row in rows):
         left.plot(images, [float(row["cosine"]) for row in rows], label="1 - cosine to teacher", linewidth=1)
     left.set(xlabel="thousand images seen", ylabel="training loss", ylim=(0, None))
-    right.plot(images, [100 * float(row["iou"]) for row in rows], color="0.7", linewidth=1, label="training, all prompts")
+    iou = [100 * float(row["iou"]) for row in rows]
+    right.plot(images, iou, color="0.7", linewidth=1, label="training, all prompts")
     if (folder / "val.csv").exists():
         with open(folder / "val.csv", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -134,7 +134,8 @@ class MaskBatches(Dataset):
         if not picked:
             return None
 
-        photo = cv2.resize(photo[window], (out_w, out_h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        resampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        photo = cv2.resize(photo[window], (out_w, out_h), interpolation=resampling)
         photo = _jitter_colour(photo[:, ::-1] if flip else photo, rng)
         image = np.full((config.crop, config.crop, 3), PIXEL_MEAN, np.uint8)
         image[:out_h, :out_w] = photo

@@ -24,7 +24,7 @@ def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Ite
         raise InputError(f"{folder} is no folder: give one with photographs")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths or count < 1:
-        raise InputError(f"no photographs in {folder}" if not paths else f"at least 1 photograph is needed, not {count}")
+        raise InputError(f"no photographs in {folder}" if not paths else f"at least 1 photograph, not {count}")
     chosen = np.random.default_rng(seed).permutation(len(paths))[:count]
     resize = ResizeLongestSide(sam.image_encoder.img_size)
     for index in sorted(chosen):
