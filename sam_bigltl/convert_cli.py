@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> None:
     """Convert, fit if asked, write."""
     if args.target.suffix != ".safetensors":
         raise InputError(f"the target is a .safetensors file, not {args.target}")
-    if args.route_every is not None and args.route_every < 1:
-        raise InputError(f"--route-every is at least 1, not {args.route_every}")
     torch.manual_seed(args.seed)
     sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every)
     if args.warm_start:

@@ -169,9 +169,14 @@ def _boxed(annotation: Annotation) -> Annotation:
     mask = annotation.mask()
     if not mask.any():
         raise InputError(f"annotation {annotation.id} has neither a box nor a pixel: remove it")
+    x0, y0, x1, y1 = map(float, _tight_box(mask))
+    return replace(annotation, bbox=(x0, y0, x1 - x0, y1 - y0))
+
+
+def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 around the pixels of a mask that has some; x1 and y1 are the first ones outside."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    box = (columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
-    return replace(annotation, bbox=tuple(float(value) for value in box))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -191,18 +196,15 @@ def _prompt(
     mask: np.ndarray, tokens: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Box of the mask, and the coordinates and labels of one random prompt with `tokens` tokens, in crop pixels."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
+    x0, y0, x1, y1 = _tight_box(mask)
     box = np.array([x0, y0, x1, y1], np.float32)
     coords, labels = [], []
     with_box = rng.random() < (BOX_SHARE if tokens == 2 else 0.5)
     points = tokens - 2 if with_box else tokens - 1
     inside = mask[y0:y1, x0:x1]
     for number in range(points):
-        if with_box or number:  # corrections come from either side of the border
-            positive = rng.random() < 0.5
-        else:
-            positive = True
+        # Corrections come from either side of the border; a first click is on the object.
+        positive = rng.random() < 0.5 if with_box or number else True
         if positive and number == 0 and not with_box and rng.random() < 0.6:
             distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
             y, x = np.unravel_index(distance.argmax(), distance.shape)
