@@ -8,14 +8,17 @@ Shapes: B images, N = gh * gw tokens, K selected tokens, h heads, d channels a h
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .routing import Geometry, Selection
 
-# Logits alive at once without autograd. 128 queries x 4096 keys x 12 heads stay near the cache and need no more memory.
-_LOGITS_BUDGET = 128 * 4096 * 12
+# Without autograd: queries, and logits in all, that are alive at once.
+_QUERIES = 512
+_LOGITS = 2 * _QUERIES * 4096
 
 
 def relative_logits(q: Tensor, table: Tensor, lines: Tensor, num_lines: int) -> Tensor:
@@ -70,17 +73,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
         logits = (q * scale) @ k.transpose(-2, -1)
         bias = rel_h[..., :, None] + rel_w[..., None, :]
         return (logits.view_as(bias) + bias).view_as(logits).softmax(dim=-1) @ v
-    # Without autograd: some queries at a time, in one buffer that starts as the bias and takes the products on top.
-    # Contiguous keys and values, once: bmm would copy them for every chunk.
+    # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
+    # top and becomes the weights. Contiguous keys and values, once: bmm would copy them for every part.
     q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))
     rel_h, rel_w = rel_h.reshape(b * h, num_q, rows, 1), rel_w.reshape(b * h, num_q, 1, columns)
-    chunk = min(num_q, max(1, _LOGITS_BUDGET // (b * h * rows * columns)))
     out = torch.empty_like(q)
-    for start in range(0, num_q, chunk):
-        part = slice(start, start + chunk)
-        logits = (rel_h[:, part] + rel_w[:, part]).flatten(2)  # (b * h, chunk, S)
-        logits.baddbmm_(q[:, part], k.transpose(1, 2))
-        out[:, part] = logits.softmax(dim=-1).bmm(v)
+    num_keys = rows * columns
+    queries = min(num_q, _QUERIES, max(1, _LOGITS // num_keys))
+    heads = min(b * h, max(1, _LOGITS // (queries * num_keys)))
+    buffer = q.new_empty(heads * queries * num_keys)
+    for first in range(0, b * h, heads):
+        head = slice(first, first + heads)
+        keys, values = k[head].transpose(1, 2), v[head]
+        for start in range(0, num_q, queries):
+            part = (head, slice(start, start + queries))
+            shape = (*q[part].shape[:2], rows, columns)
+            logits = buffer[: math.prod(shape)].view(shape)
+            torch.add(rel_h[part], rel_w[part], out=logits)
+            logits = logits.flatten(2).baddbmm_(q[part], keys)  # (heads, queries, S)
+            out[part] = torch.softmax(logits, dim=-1, out=logits).bmm(values)
     return out.view(b, h, num_q, d)
 
 
@@ -161,10 +172,10 @@ class SemiCrossAttention(nn.Module):
 
     def _windowed(self, q: Tensor, kv: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """q (B, K, C) and kv (B, N, 2C) -> (B, K, C)"""
+        if not torch.is_grad_enabled() and q.device.type == "cpu":
+            return self._in_buckets(q, kv, selection)
         windows = geometry.to_windows(kv, self.qkv.bias[-kv.shape[-1] :])  # (B * windows, w * w, 2C)
-        if torch.is_grad_enabled() or q.device.type != "cpu":
-            return self._in_blocks(q, windows, selection, geometry)
-        return self._window_by_window(q, windows, selection)
+        return self._in_blocks(q, windows, selection, geometry)
 
     def _in_blocks(self, q: Tensor, windows: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """All windows in one batch, as blocks of queries that share a window: for autograd and for CUDA."""
@@ -183,25 +194,23 @@ class SemiCrossAttention(nn.Module):
         out = out.transpose(1, 2).reshape(batch, num_blocks * size, dim)
         return out.gather(1, blocks.slot[..., None].expand(-1, -1, dim))
 
-    def _window_by_window(self, q: Tensor, windows: Tensor, selection: Selection) -> Tensor:
-        """A loop over windows, without the blocks' unused slots and copies of keys: for inference on CPU."""
+    def _in_buckets(self, q: Tensor, kv: Tensor, selection: Selection) -> Tensor:
+        """Windows with similar numbers of queries together, keys and values gathered once: for inference on CPU."""
         batch, num_selected, dim = q.shape
-        order, ends, rows, columns = selection.by_window
-        q = q.reshape(-1, dim).index_select(0, order)[None]  # (1, B * K, C), window after window
-        q = self._heads(q)  # (1, h, B * K, d)
-        rel_h = relative_logits(q, self.rel_pos_h, rows, self.window)
-        rel_w = relative_logits(q, self.rel_pos_w, columns, self.window)
-        kv = windows.unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4).contiguous()  # (windows, 2, h, S, d)
-        out = q.new_empty(q.shape)
-        start = 0
-        for window, end in enumerate(ends):
-            if end > start:
-                part = (slice(None), slice(None), slice(start, end))
-                k, v = kv[window].unsqueeze(1)
-                out[part] = attend(q[part], k, v, rel_h[part], rel_w[part], self.scale)
-            start = end
-        out = out.transpose(1, 2).reshape(-1, dim)
-        return torch.empty_like(out).index_copy_(0, order, out).view(batch, num_selected, dim)
+        q, kv = q.reshape(-1, dim), kv.flatten(0, 1)
+        out = q.new_empty(len(q) + 1, dim)  # the last row takes the unused slots
+        for bucket in selection.buckets:
+            num_windows = len(bucket.source) // bucket.size
+            own_q = self._heads(q.index_select(0, bucket.source)[None])  # (1, h, W * size, d)
+            rel_h = relative_logits(own_q, self.rel_pos_h, bucket.rows[None], self.window)
+            rel_w = relative_logits(own_q, self.rel_pos_w, bucket.columns[None], self.window)
+            own_kv = kv.index_select(0, bucket.keys)  # (W * w * w, 2C)
+            own_kv[bucket.padding] = self.qkv.bias[-2 * dim :].to(kv.dtype)
+            k, v = own_kv.view(num_windows, -1, 2, self.num_heads, dim // self.num_heads).permute(2, 3, 0, 1, 4)
+            own_q, rel_h, rel_w = (x[0].unflatten(1, (num_windows, -1)) for x in (own_q, rel_h, rel_w))
+            attended = attend(own_q, k, v, rel_h, rel_w, self.scale)  # (h, W, size, d)
+            out.index_copy_(0, bucket.target, attended.permute(1, 2, 0, 3).reshape(-1, dim))
+        return out[:-1].view(batch, num_selected, dim)
 
 
 class WindowAttention(nn.Module):

@@ -24,12 +24,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sam_bigltl.encoder import BigLittleEncoder
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
+from sam_bigltl.precision import PRECISIONS, check_precision, set_precision
 from sam_bigltl.registry import sam_model_registry
 
 SAM_MODELS = {f"sam_{key}": segment_anything.sam_model_registry[key] for key in ("vit_b", "vit_l", "vit_h")}
-# No float16: it overflows in the LayerNorms of these encoders.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COLUMNS = (
     "model", "keep_ratio", "dtype", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
     "speedup_vs_first", "speedup_vs_own_1.0", "image_size", "weights",
@@ -109,7 +109,7 @@ def encoder_cases(
     weights: str = "random",
 ) -> list[Case]:  # fmt: skip
     """The cases of one encoder: each dtype at each keep_ratio. SAM's own encoder, and a dense one of this
-    project, compute every token: one case per dtype, listed as 1.0.
+    project, compute every token: one case per dtype, listed as 1.0. SAM's own has no int8.
 
     `encoder` maps (1, 3, S, S) to (1, 256, g, g), with S its `img_size`. It is left as it was.
     """
@@ -117,11 +117,11 @@ def encoder_cases(
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     routed = hasattr(encoder, "keep_ratio") and not encoder.is_dense
     by_dtype = {}
+    if not isinstance(encoder, BigLittleEncoder):
+        dtypes = [dtype for dtype in dtypes if dtype != "int8"]
     for dtype in dtypes:
-        by_dtype[dtype] = (
-            copy.deepcopy(encoder).eval().to(device, DTYPES[dtype]),
-            image.to(device, DTYPES[dtype]),
-        )
+        module = set_precision(copy.deepcopy(encoder).eval().to(device), dtype)
+        by_dtype[dtype] = (module, image.to(device, PRECISIONS[dtype]))
 
     def make_call(dtype: str, keep_ratio: float) -> Callable[[], None]:
         module, pixels = by_dtype[dtype]
@@ -222,9 +222,6 @@ def check_arguments(args: argparse.Namespace) -> None:
     for ratio in args.keep_ratio:
         if not 0.0 < ratio <= 1.0:
             raise InputError(f"--keep-ratio {ratio:g} is outside (0, 1]")
-    for dtype in args.dtype:
-        if dtype not in DTYPES:
-            raise InputError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     for option, lowest in (("runs", 1), ("warmup", 0), ("threads", 1)):
         value = getattr(args, option)
         if value is not None and value < lowest:
@@ -260,8 +257,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "registry; the first is the baseline (default: sam_vit_b bigltl_b)")  # fmt: skip
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0, 0.5, 0.25], metavar="R",
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), metavar="DTYPE",
-                        help="float32, bfloat16 (default: both)")  # fmt: skip
+    parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
+                        help="float32, bfloat16, int8 (default: all; int8 on the CPU only, and not for SAM's own)")
     parser.add_argument("--checkpoint", type=Path, help="weights of this project's model (default: random weights)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
@@ -276,6 +273,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write the CSV. Raises InputError for options that cannot be used."""
     check_arguments(args)
     device = parse_device(args.device)
+    if args.dtype is None:
+        args.dtype = [name for name in PRECISIONS if name != "int8" or device.type == "cpu"]
+    for dtype in args.dtype:
+        check_precision(dtype, device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     environment = {"device": device_name(device), "torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -81,6 +81,31 @@ class QueryBlocks:
     slot: Tensor
 
 
+_BUCKET_STEP = 16  # selected tokens a window are rounded up to this
+
+
+@dataclass(frozen=True)
+class WindowBucket:
+    """W windows with about as many selected tokens each, as one rectangular batch.
+
+    Attributes:
+        size: slots a window.
+        source: selected token that each slot reads, as `Selection.flat` orders them, (W * size,).
+        target: the same, with B * K where the slot is unused, (W * size,).
+        rows, columns: of each slot inside its window, (W * size,).
+        keys: tokens of the windows, rows of a (B * N, c) table, (W * w * w,).
+        padding: which of the keys are padding.
+    """
+
+    size: int
+    source: Tensor
+    target: Tensor
+    rows: Tensor
+    columns: Tensor
+    keys: Tensor
+    padding: Tensor
+
+
 @dataclass(frozen=True)
 class Selection:
     """K tokens of each image, in ascending order.
@@ -121,20 +146,35 @@ class Selection:
         return table.index_copy(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype)).view_as(into)
 
     @cached_property
-    def by_window(self) -> tuple[Tensor, list[int], Tensor, Tensor]:
-        """The selected tokens of the whole batch, window after window.
-
-        Returns:
-            order (B * K,) of the selected tokens as `flat` has them; where each of the B * windows ends in it; row and
-            column of each inside its window, (1, B * K).
-        """
-        geometry = self.geometry
-        offset = torch.arange(self.indices.shape[0], device=self.indices.device)[:, None] * geometry.num_windows
-        window = (geometry.token_window[self.indices] + offset).flatten()
+    def buckets(self) -> list[WindowBucket]:
+        """The windows of the whole batch that have selected tokens, as few batches of equal shape."""
+        geometry, batch = self.geometry, self.indices.shape[0]
+        device, area, tokens = self.indices.device, geometry.window**2, geometry.grid[0] * geometry.grid[1]
+        offset = torch.arange(batch, device=device)[:, None] * geometry.num_windows
+        window = (geometry.token_window[self.indices] + offset).flatten()  # (B * K,)
         order = window.argsort(stable=True)
-        counts = torch.bincount(window, minlength=self.indices.shape[0] * geometry.num_windows)
-        inside = [(lines.flatten()[order] % geometry.window)[None] for lines in (self.rows, self.columns)]
-        return order, counts.cumsum(0).tolist(), *inside
+        counts = torch.bincount(window, minlength=batch * geometry.num_windows)
+        starts = counts.cumsum(0) - counts
+        slots = (-(-counts // _BUCKET_STEP) * _BUCKET_STEP).clamp(max=area)
+        rows, columns = (lines.flatten() % geometry.window for lines in (self.rows, self.columns))
+        place_token = geometry.place_token.view(-1, area)
+        padding = torch.zeros(geometry.num_windows * area, dtype=torch.bool, device=device)
+        padding[geometry.padding] = True
+        buckets = []
+        for size in slots.unique().tolist():
+            windows = ((slots == size) & (counts > 0)).nonzero().squeeze(1)
+            if not len(windows):
+                continue
+            slot = torch.arange(size, device=device)
+            # A slot beyond the window's last token computes on any other one, and its result is dropped.
+            source = order[(starts[windows, None] + slot).clamp(max=len(order) - 1)].flatten()
+            used = (slot < counts[windows, None]).flatten()
+            place = windows % geometry.num_windows
+            keys = (place_token[place] + windows[:, None] // geometry.num_windows * tokens).flatten()
+            padded = padding.view(-1, area)[place].flatten().nonzero().squeeze(1)
+            target = source.where(used, len(order))
+            buckets.append(WindowBucket(size, source, target, rows[source], columns[source], keys, padded))
+        return buckets
 
     @cached_property
     def blocks(self) -> QueryBlocks:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 
-from .bench import DTYPES, parse_device, synchronize
+from .bench import parse_device, synchronize
 from .errors import InputError
 from .images import read_image, write_image
+from .precision import PRECISIONS, check_precision, set_precision
 from .predictor import SamPredictor
 from .visualize import overlay, routing_picture
 
@@ -91,7 +92,7 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     parser.add_argument(
-        "--dtype", default="float32", metavar="|".join(DTYPES), help="of the encoder (default: %(default)s)"
+        "--dtype", default="float32", metavar="|".join(PRECISIONS), help="of the encoder (default: %(default)s)"
     )
 
 
@@ -99,10 +100,11 @@ def run_segment(args: argparse.Namespace) -> None:
     """Segment `args.image`, write the results to `args.out`, and print a table. Raises InputError on bad input."""
     prompts = parse_prompts(args.box, args.point)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
-    device, dtype = parse_device(args.device), parse_dtype(args.dtype)
+    device = parse_device(args.device)
+    check_precision(args.dtype, device)
     image = read_image(args.image)
     check_inside(prompts, image.shape[:2])
-    predictor = load_predictor(args.checkpoint, device, dtype)
+    predictor = load_predictor(args.checkpoint, device, args.dtype)
     if keep_ratio is not None:
         set_keep_ratio(predictor, keep_ratio)
     encoder_ms, _ = timed(lambda: predictor.set_image(image), device)
@@ -149,13 +151,6 @@ def parse_keep_ratio(text: str) -> float | tuple[float, ...] | str:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def parse_dtype(text: str) -> torch.dtype:
-    """The dtype that has this name in DTYPES."""
-    if text not in DTYPES:
-        raise InputError(f"--dtype {text!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[text]
-
-
 def check_inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
     """Raise InputError when a coordinate lies outside the image of size (H, W)."""
     height, width = size
@@ -166,13 +161,13 @@ def check_inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
                 raise InputError(f"{x:g},{y:g} lies outside the image, which is {width} x {height} pixels")
 
 
-def load_predictor(checkpoint: str | None, device: torch.device, dtype: torch.dtype) -> SamPredictor:
-    """A predictor of the given weights (None: the shipped ones), its encoder in `dtype`."""
+def load_predictor(checkpoint: str | None, device: torch.device, precision: str) -> SamPredictor:
+    """A predictor of the given weights (None: the shipped ones), its encoder in `precision` (a key of PRECISIONS)."""
     from .convert import load_sam
     from .registry import default_checkpoint
 
     sam = load_sam(checkpoint or default_checkpoint()).to(device)
-    sam.image_encoder.to(dtype)
+    set_precision(sam.image_encoder, precision)
     return SamPredictor(sam)
 
 

@@ -18,6 +18,7 @@ from sam_bigltl.convert import load_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import check_image_files, load_coco
 from sam_bigltl.evaluation.protocol import InstanceResult, check_keep_ratios, evaluate
+from sam_bigltl.precision import PRECISIONS, check_precision, set_precision
 from sam_bigltl.predictor import SamPredictor
 
 DESCRIPTION = """\
@@ -55,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", choices=["A"], default="A", help="A: EfficientViT-SAM's (A)")
     parser.add_argument("--limit", metavar="N", help="only the first N images with annotations, by image id")
     parser.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the image encoder (float32)"
-    )
+    parser.add_argument("--dtype", choices=list(PRECISIONS), default="float32", help="of the image encoder (float32)")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for results.json and instances.csv")
 
 
@@ -72,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = _unique(args.prompts)
     limit = None if args.limit is None else _positive(args.limit, "--limit")
     device = _device(args.device)
+    check_precision(args.dtype, device)
     images = load_coco(args.annotations)[:limit]
     check_image_files(images, args.images)
     output = _output_folder(args.output)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     sam = load_sam(args.checkpoint)
     check_keep_ratios(sam.image_encoder, ratios)
     sam.to(device).eval()
-    sam.image_encoder.to(getattr(torch, args.dtype))
+    set_precision(sam.image_encoder, args.dtype)
 
     # Renamed when complete, so that a run cut short does not leave a file that looks whole.
     partial = output / "instances.csv.part"

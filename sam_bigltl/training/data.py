@@ -45,9 +45,9 @@ class SampleConfig:
 
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
 PROMPT_TOKENS = ((2, 0.8), (4, 0.12), (6, 0.08))
-BOX_SHARE = 0.6
+BOX_SHARE = 0.65
 # Share of the boxes that are jittered. More teaches to mistrust a box, and a pixel is a lot on a small object.
-JITTERED = 0.3
+JITTERED = 0.2
 TRIES = 200  # crops drawn an image of a batch, before the data is called unusable
 
 

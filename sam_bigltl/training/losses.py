@@ -12,6 +12,9 @@ from torch.nn import functional as F
 # weights a 16 px object would be a thousandth of its own loss.
 FAR_WEIGHT = 0.05
 NEAR_MARGIN = 0.3  # the neighbourhood: the object's box, this share of its side (and 8 px) larger on each side
+# Share of the multimask loss that all three outputs get. With none, the outputs that were never the best of a prompt are
+# arbitrary there, and picking by predicted IoU pays for it; much more makes the three alike.
+SHARED = 0.2
 MASK_STRIDE = 4  # pixels of the input frame a pixel of the decoder's masks
 
 
@@ -51,7 +54,8 @@ def mask_loss(
 ) -> MaskLoss:
     """The loss of all four mask outputs.
 
-    Output 0 is always trained; of outputs 1 to 3 only the one with the lowest loss (SAM's rule for ambiguity).
+    Output 0 is always trained; of outputs 1 to 3 mostly the one with the lowest loss (SAM's rule for ambiguity, relaxed
+    by `SHARED`).
     Every output's predicted IoU is regressed to the IoU it really has.
 
     Args:
@@ -75,7 +79,8 @@ def mask_loss(
         iou = (inside & truth).sum((-2, -1)) / union.clamp(min=1)  # (B, P, 4)
         picked = iou_pred[..., 1:].argmax(dim=-1, keepdim=True) + 1
     iou_head = F.mse_loss(iou_pred, iou)
-    masks = (each[..., 0] + each.gather(-1, best).squeeze(-1)).mean() / 2
+    multimask = (1 - SHARED) * each.gather(-1, best).squeeze(-1) + SHARED * each[..., 1:].mean(dim=-1)
+    masks = (each[..., 0] + multimask).mean() / 2
     return MaskLoss(
         total=masks + iou_head,
         bce=bce.gather(-1, best).mean(),
