@@ -155,6 +155,17 @@ def test_starting_from_weights_and_not_overwriting_a_run(tiny, shapes, tmp_path,
             assert torch.allclose(value, end[name], atol=1e-6), name
 
 
+def test_sharper_positions_are_made_once(tiny, shapes, tmp_path):
+    main(flags(shapes, tmp_path / "a", steps=1))
+    start = ["--init", tmp_path / "a" / "model.safetensors"]
+    main(flags(shapes, tmp_path / "b", *start, "--sharpen-positions", steps=2))
+    main(flags(shapes, tmp_path / "b", "--resume", "--sharpen-positions", steps=2))
+    key = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    before, after = (load_sam(tmp_path / x / "model.safetensors").state_dict()[key] for x in "ab")
+    factor = torch.cat([torch.ones(8), torch.full((4,), 3.0), torch.full((4,), 7.0)])
+    assert before.shape == (2, 16) and torch.allclose(after, before * factor, rtol=2e-3)
+
+
 # ---------------------------------------------------------------- bad input
 def refused(arguments: list[str], capsys, word: str) -> str:
     """The one line on stderr with which the command ends."""
@@ -181,6 +192,9 @@ BAD_FLAGS = {
     "--lr": ["-1", "--lr"],
     "--clip": ["nan", "--clip"],
     "--ema": ["1", "--ema"],
+    "--as-is": ["-0.1", "--as-is"],
+    "--box-share": ["1.5", "--box-share"],
+    "--box-jitter": ["nan", "--box-jitter"],
     "--seed": ["-1", "--seed"],
     "--workers": ["-1", "--workers"],
     "--warmup": ["-5", "--warmup"],

@@ -15,7 +15,7 @@ from training_toy import COLOURS, edit, encode, write_shapes
 import sam_bigltl.training.data as data
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.data import MaskBatches, SampleConfig
-from sam_bigltl.training.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
+from sam_bigltl.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from sam_bigltl.training.loop import _loaded
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
 from ..evaluation.datasets import Annotation, check_image_files, load_coco
 from ..images import read_image
-from .decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from .losses import MASK_STRIDE
 
 PIXEL_MEAN = (124, 116, 104)  # SAM's mean colour: padding with it is padding with 0 after normalisation
@@ -33,6 +33,9 @@ class SampleConfig:
         prompts: masks an image.
         scale: range of the random scale, relative to the photograph fitted into the frame.
         as_is: share of images at exactly the scale that inference uses.
+        box_share: share of boxes among the prompts of two tokens; the others are one point.
+        box_jitter: share of the boxes that are jittered. More teaches to mistrust a box, and a pixel is a lot on a
+            small object.
     """
 
     frame: int
@@ -41,13 +44,12 @@ class SampleConfig:
     prompts: int = 8
     scale: tuple[float, float] = (0.5, 1.5)
     as_is: float = 0.4
+    box_share: float = 0.65
+    box_jitter: float = 0.2
 
 
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
 PROMPT_TOKENS = ((2, 0.8), (4, 0.12), (6, 0.08))
-BOX_SHARE = 0.65
-# Share of the boxes that are jittered. More teaches to mistrust a box, and a pixel is a lot on a small object.
-JITTERED = 0.2
 TRIES = 200  # crops drawn an image of a batch, before the data is called unusable
 
 
@@ -152,7 +154,7 @@ class MaskBatches(Dataset):
         target = np.zeros((config.prompts, low, low), np.uint8)
         for i in range(config.prompts):  # too few masks: the same ones again, with other prompts
             mask = picked[i % len(picked)]
-            boxes[i], coords[i], labels[i] = _prompt(mask >= 128, tokens, rng)
+            boxes[i], coords[i], labels[i] = _prompt(mask >= 128, tokens, config, rng)
             size = (out_w // MASK_STRIDE, out_h // MASK_STRIDE)
             target[i, : size[1], : size[0]] = cv2.resize(mask, size, interpolation=cv2.INTER_AREA)
         coords += shift
@@ -193,13 +195,13 @@ def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _prompt(
-    mask: np.ndarray, tokens: int, rng: np.random.Generator
+    mask: np.ndarray, tokens: int, config: SampleConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Box of the mask, and the coordinates and labels of one random prompt with `tokens` tokens, in crop pixels."""
     x0, y0, x1, y1 = _tight_box(mask)
     box = np.array([x0, y0, x1, y1], np.float32)
     coords, labels = [], []
-    with_box = rng.random() < (BOX_SHARE if tokens == 2 else 0.5)
+    with_box = rng.random() < (config.box_share if tokens == 2 else 0.5)
     points = tokens - 2 if with_box else tokens - 1
     inside = mask[y0:y1, x0:x1]
     for number in range(points):
@@ -214,7 +216,7 @@ def _prompt(
         labels.append(FOREGROUND if inside[y, x] else BACKGROUND)
     if with_box:
         corners = box.copy()
-        if rng.random() < JITTERED:  # SAM's jitter: a tenth of the side, at most 20 px
+        if rng.random() < config.box_jitter:  # SAM's jitter: a tenth of the side, at most 20 px
             side = np.array([x1 - x0, y1 - y0] * 2, np.float32)
             noise = np.clip(rng.normal(0, 0.1, 4) * side, -20, 20)
             corners += np.clip(noise, -0.3 * side, 0.3 * side).astype(np.float32)

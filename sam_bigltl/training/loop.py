@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ..decode import TOP_LEFT, decode, dense_position, embed_prompts
 from ..errors import InputError
 from .data import MaskBatches, SampleConfig
-from .decode import decode, dense_position, embed_prompts
 from .losses import embedding_loss, mask_loss
 
 LOG_FIELDS = (
@@ -41,6 +41,7 @@ class TrainConfig:
     Attributes:
         steps: optimizer steps in all.
         batch_size: images a step; prompts: masks an image; crop: side of the training crops, pixels.
+        as_is, box_share, box_jitter: see `SampleConfig`.
         optimizer: "adamw", or "muon" (matrices by torch.optim.Muon with AdamW's step size, the rest by AdamW).
         lr: peak learning rate; warmup: steps of linear warm-up before the cosine falls to `final_lr` of it.
         keep_ratios: for a big.LITTLE encoder, drawn uniformly, one a step.
@@ -56,6 +57,9 @@ class TrainConfig:
     prompts: int = 8
     crop: int = 448
     scale: tuple[float, float] = (0.5, 1.5)
+    as_is: float = 0.4
+    box_share: float = 0.65
+    box_jitter: float = 0.2
     optimizer: str = "adamw"
     lr: float = 1e-3
     final_lr: float = 0.01
@@ -94,7 +98,8 @@ class Forward(nn.Module):
         position = dense_position(prompt_encoder, batch["offset"], embeddings.shape[-2:])
         sparse = embed_prompts(prompt_encoder, batch["coords"], batch["labels"])
         logits, iou_pred = decode(self.sam.mask_decoder, prompt_encoder, embeddings, position, sparse)
-        masks = mask_loss(logits, iou_pred, batch["target"].float() / 255, batch["boxes"])
+        has_box = (batch["labels"] == TOP_LEFT).any(dim=-1)
+        masks = mask_loss(logits, iou_pred, batch["target"].float() / 255, batch["boxes"], has_box)
         cosine = mse = masks.total.new_zeros(())
         if self.teacher is not None:
             with torch.no_grad():
@@ -384,5 +389,8 @@ def make_batches(annotations: Path, images: Path, sam: Sam, config: TrainConfig)
         raise InputError(
             f"crop is a multiple of {encoder.patch_size} up to {encoder.img_size} pixels, not {config.crop}"
         )
-    sample = SampleConfig(encoder.img_size, config.crop, encoder.patch_size, config.prompts, config.scale)
+    sample = SampleConfig(
+        encoder.img_size, config.crop, encoder.patch_size, config.prompts, config.scale, config.as_is, config.box_share,
+        config.box_jitter,
+    )
     return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps)

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 # weights a 16 px object would be a thousandth of its own loss.
 FAR_WEIGHT = 0.05
 NEAR_MARGIN = 0.3  # the neighbourhood: the object's box, this share of its side (and 8 px) larger on each side
-# Share of the multimask loss that all three outputs get. With none, the outputs that were never the best of a prompt are
-# arbitrary there, and picking by predicted IoU pays for it; much more makes the three alike.
-SHARED = 0.2
+# Share of the multimask loss that all three outputs get, for prompts without and with a box. With none, the outputs that were
+# never the best of a prompt are arbitrary there, and picking by predicted IoU pays for it; more makes the three alike,
+# which a box, hardly ever ambiguous, can bear.
+SHARED, SHARED_WITH_BOX = 0.2, 0.6
 MASK_STRIDE = 4  # pixels of the input frame a pixel of the decoder's masks
 
 
@@ -50,7 +51,7 @@ def near_weight(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def mask_loss(
-    logits: Tensor, iou_pred: Tensor, target: Tensor, boxes: Tensor, bce_weight: float = 1.0, dice_weight: float = 1.0
+    logits: Tensor, iou_pred: Tensor, target: Tensor, boxes: Tensor, has_box: Tensor | None = None
 ) -> MaskLoss:
     """The loss of all four mask outputs.
 
@@ -62,6 +63,7 @@ def mask_loss(
         logits: (B, P, 4, h, w); iou_pred: (B, P, 4).
         target: share of each mask pixel that the object covers, (B, P, h, w) in [0, 1].
         boxes: the objects' boxes (B, P, 4) in pixels of the crop.
+        has_box: which prompts hold a box, boolean (B, P); None for none.
     """
     logits, iou_pred = logits.float(), iou_pred.float()
     target = target[:, :, None]
@@ -71,7 +73,7 @@ def mask_loss(
     probability = logits.sigmoid()
     overlap = (probability * target).sum((-2, -1))
     dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
-    each = bce_weight * bce + dice_weight * dice  # (B, P, 4)
+    each = bce + dice  # (B, P, 4)
     best = each[..., 1:].argmin(dim=-1, keepdim=True) + 1
     with torch.no_grad():
         inside, truth = logits > 0, target > 0.5
@@ -79,7 +81,8 @@ def mask_loss(
         iou = (inside & truth).sum((-2, -1)) / union.clamp(min=1)  # (B, P, 4)
         picked = iou_pred[..., 1:].argmax(dim=-1, keepdim=True) + 1
     iou_head = F.mse_loss(iou_pred, iou)
-    multimask = (1 - SHARED) * each.gather(-1, best).squeeze(-1) + SHARED * each[..., 1:].mean(dim=-1)
+    shared: Tensor | float = SHARED if has_box is None else torch.where(has_box, SHARED_WITH_BOX, SHARED)
+    multimask = (1 - shared) * each.gather(-1, best).squeeze(-1) + shared * each[..., 1:].mean(dim=-1)
     masks = (each[..., 0] + multimask).mean() / 2
     return MaskLoss(
         total=masks + iou_head,

@@ -1,7 +1,8 @@
 """SAM's prompt encoder and mask decoder over several images and prompts at once.
 
 `segment_anything` decodes the prompts of one image a call. These functions run its modules, untouched, on B images
-with P prompts each in one pass, and accept embeddings that cover a part of the frame (training on crops).
+with P prompts each in one pass, for training and for evaluation, and accept embeddings that cover a part of the frame
+(training on crops).
 Equality with the classes' own forward is tested.
 """
 
@@ -11,6 +12,8 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .two_way import two_way
 
 # Labels of prompt tokens. Boxes are two corner tokens, as in SAM.
 NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -68,24 +71,19 @@ def decode(
     batch, prompts = sparse.shape[:2]
     gh, gw = embeddings.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2).flatten(0, 1)
+    tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2)
     image = embeddings + prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
     if torch.is_autocast_enabled(image.device.type):  # else every one of its image-sized sums is a float32 one
         dtype = torch.get_autocast_dtype(image.device.type)
         image, position = image.to(dtype), position.to(dtype)
-    hidden, image = decoder.transformer(_repeat(image, prompts), _repeat(position, prompts), tokens)
-    image = _upscale(decoder, image)  # (B * P, gh * gw, 2, 2, 2, 2, C / 8)
+    image, position = (x.flatten(2).transpose(1, 2).contiguous() for x in (image, position))  # (B, gh * gw, C)
+    hidden, image = two_way(decoder.transformer, image, position, tokens)
+    image = _upscale(decoder, image.flatten(0, 1))  # (B * P, gh * gw, 2, 2, 2, 2, C / 8)
     kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
     masks = torch.stack(kernels, dim=1) @ image.flatten(1, -2).transpose(1, 2)  # (B * P, 4, 16 gh gw)
     masks = masks.view(batch, prompts, -1, gh, gw, 2, 2, 2, 2)
     masks = masks.permute(0, 1, 2, 3, 5, 7, 4, 6, 8).reshape(batch, prompts, -1, 4 * gh, 4 * gw)
     return masks, decoder.iou_prediction_head(hidden[:, 0]).unflatten(0, (batch, prompts))
-
-
-def _repeat(x: Tensor, prompts: int) -> Tensor:
-    """(B, C, gh, gw) -> (B * P, C, gh, gw), laid out token by token, as the transformer goes through it."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x[:, None].expand(-1, prompts, -1, -1, -1).flatten(0, 1)
 
 
 def _upscale(decoder: MaskDecoder, x: Tensor) -> Tensor:
