@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import sam_bigltl.evaluation.cli as evaluation_cli
+import sam_bigltl.evaluation.run as evaluation_run
 from sam_bigltl.errors import run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,7 @@ class FakePredictor:
     def __init__(self) -> None:
         self.encoder = SimpleNamespace(keep_ratio=None, is_dense=False)
         self.model = SimpleNamespace(image_encoder=self.encoder)
+        self.transform = SimpleNamespace(target_length=WIDTH)
         self.calls: list[tuple] = []
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
@@ -166,14 +168,14 @@ class FakePredictor:
         return fake_masks(self.image, self.encoder.keep_ratio, prompt)
 
 
-def fake_masks(image: int, keep_ratio: float | str, prompt: tuple) -> tuple[np.ndarray, np.ndarray, None]:
+def fake_masks(image: int, keep_ratio: float | str, prompt: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     seed = [image, int(sum((3 * i + 1) * v for i, v in enumerate(prompt)) * 4), len(str(keep_ratio))]
     rng = np.random.default_rng([abs(value) for value in seed])
     masks = np.zeros((3, HEIGHT, WIDTH), dtype=bool)
     for mask in masks:
         y, x = rng.integers(0, HEIGHT - 8), rng.integers(0, WIDTH - 10)
         mask[y : y + rng.integers(6, 18), x : x + rng.integers(6, 24)] = True
-    return masks, rng.random(3).astype(np.float32), None
+    return masks, rng.random(3).astype(np.float32), np.zeros((3, 8, 8), np.float32)
 
 
 def best(image: int, keep_ratio: float | str, prompt: tuple) -> tuple[np.ndarray, float]:
@@ -211,14 +213,9 @@ def expected_rows(ratios: list, clicks: list[int]) -> dict[tuple, tuple[float, f
 def stub_model(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The command line with the fake predictor in place of a loaded model."""
     predictor = FakePredictor()
-    encoder = predictor.encoder
-    encoder.to = lambda *_: encoder
-    sam = SimpleNamespace(image_encoder=encoder)
-    sam.to = lambda *_: sam
-    sam.eval = lambda: sam
-    monkeypatch.setattr(evaluation_cli, "load_sam", lambda path: sam)
-    monkeypatch.setattr(evaluation_cli, "SamPredictor", lambda model: predictor)
-    return encoder
+    monkeypatch.setattr(evaluation_run, "predictor_of_checkpoint", lambda path, device, precision: predictor)
+    monkeypatch.setattr(evaluation_run, "_sha256", lambda path: path.name)
+    return predictor.encoder
 
 
 def main(arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ from evaluation_toy import (  # noqa: F401 - data and stub_model are fixtures
 )  # fmt: skip
 
 from sam_bigltl import InputError, sam_model_registry, save_sam
-from sam_bigltl.evaluation import Clicker, box_xyxy, evaluate, load_coco, mask_iou, summarize
+from sam_bigltl.evaluation import Clicker, Plan, box_xyxy, evaluate, load_coco, mask_iou, summarize, summary_rows
 
 
 # ---------------------------------------------------------------- metrics
@@ -123,12 +123,12 @@ def test_compressed_counts_are_checked_and_read_right(data: SimpleNamespace) -> 
 
 # ---------------------------------------------------------------- the loop
 def test_protocol_a_against_slow_computation(data: SimpleNamespace) -> None:
-    ratios, clicks = [1.0, "auto"], [1, 3]
+    ratios, clicks = (1.0, "auto"), (1, 3)
     expected = expected_rows(ratios, clicks)
-    predictor, results = FakePredictor(), []
-    summary = evaluate(
-        predictor, load_coco(data.json), data.images, ratios, ["box", "point"], clicks, on_result=results.append
-    )
+    predictor, plan = FakePredictor(), Plan(keep_ratios=ratios, prompts=("box", "point"), clicks=clicks)
+    records = evaluate(predictor, load_coco(data.json), data.images, plan)
+    results = [result for record in records for result in record.results]
+    summary = summary_rows(records, plan)
 
     assert len(results) == len(expected) == 2 * 5 * 3
     for row in results:
@@ -154,21 +154,26 @@ def test_dense_encoder_takes_only_ratio_one(data: SimpleNamespace) -> None:
     predictor = FakePredictor()
     predictor.model.image_encoder = SimpleNamespace()  # like segment_anything's: neither is_dense nor keep_ratio
     predictor.encoder.keep_ratio = 1.0
-    assert evaluate(predictor, load_coco(data.json), data.images)[0]["instances"] == 5
+    records = evaluate(predictor, load_coco(data.json), data.images, Plan())
+    assert summary_rows(records, Plan())[0]["instances"] == 5
     with pytest.raises(InputError, match="dense"):
-        evaluate(predictor, load_coco(data.json), data.images, [1.0, 0.5])
+        evaluate(predictor, load_coco(data.json), data.images, Plan(keep_ratios=(1.0, 0.5)))
 
 
 # ---------------------------------------------------------------- the command line
 def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
     main(arguments(data, "--keep-ratio", "1", "auto", "--prompts", "point", "box", "--clicks", "3", "1"))
     report = json.loads((data.out / "results.json").read_text())
-    keys = "keep_ratio prompt clicks all small medium large instances images seconds"
+    keys = "keep_ratio prompt clicks all small medium large instances images seconds encoder_ms"
     assert [list(row) for row in report["summary"]] == [keys.split()] * 6
     settings = report["settings"]
-    assert settings["checkpoint"] == "none.safetensors" and settings["torch"] == torch.__version__
+    assert settings["model"] == "none.safetensors" and settings["torch"] == torch.__version__
     assert (settings["keep_ratio"], settings["clicks"], settings["protocol"]) == ([1.0, "auto"], [1, 3], "A")
-    assert {"device", "device_name", "dtype", "threads", "annotations", "images", "limit", "output"} <= set(settings)
+    assert {"device", "device_name", "dtype", "threads", "annotations", "limit", "seed", "processes"} <= set(settings)
+    assert settings["ingredients"] == {
+        "mask_select": "argmax", "box": "json", "click_policy": "ritm", "crowds": True, "min_area": 1.0, "refine": [0],
+        "mask_feedback": False, "resampled_target": False,
+    }  # fmt: skip
 
     with (data.out / "instances.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -179,7 +184,8 @@ def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsy
         ratio = row["keep_ratio"] if row["keep_ratio"] == "auto" else float(row["keep_ratio"])
         iou, _ = expected[ratio, row["prompt"], int(row["clicks"]), int(row["annotation_id"])]
         assert float(row["iou"]) == pytest.approx(iou, abs=1e-9)
-    table = capsys.readouterr().out.splitlines()
+    *table, skipped = capsys.readouterr().out.splitlines()
+    assert skipped == "skipped: 1 with area < 1"
     assert table[0].split() == keys.split() and len(table) == 7 and len(set(map(len, table))) == 1
 
 

@@ -120,15 +120,17 @@ def test_bad_images_end_in_one_line(
 ) -> None:
     (data.images / "30.png").write_text("not an image")
     with pytest.raises(SystemExit) as stop:
-        main(arguments(data))
-    assert stop.value.code == 2
-    assert_one_line(capsys, "30.png")
-    assert not (data.out / "instances.csv").exists()  # only instances.csv.part
+        main(arguments(data, "--no-report"))
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and output.err.count("\n") == 1
+    assert "1 of 2 images could not be read" in output.err and "30.png" in output.err
+    report = json.loads((data.out / "results.json").read_text())  # what could be read is not lost
+    assert list(report["unreadable"]) == ["30"] and (report["summary"][0]["images"], report["summary"][0]["instances"]) == (1, 2)
 
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(data.images / "30.png")
     with pytest.raises(SystemExit):
-        main(arguments(data))
-    assert_one_line(capsys, f"30.png is {HEIGHT + 1} x {WIDTH}")
+        main(arguments(data, "--restart"))
+    assert f"30.png is {HEIGHT + 1} x {WIDTH}" in capsys.readouterr().err
 
     (data.images / "30.png").unlink()
     with pytest.raises(SystemExit):
@@ -136,7 +138,7 @@ def test_bad_images_end_in_one_line(
     assert_one_line(capsys, "1 of 2 image files are missing")
 
     stub_model.is_dense = True
-    main(arguments(data, "--limit", "1"))
+    main(arguments(data, "--limit", "1", "--restart"))
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main(arguments(data, "--limit", "1", "--keep-ratio", "0.5"))

@@ -42,10 +42,15 @@ def summarize(ious: Sequence[float], areas: Sequence[float]) -> dict[str, float 
     area = np.asarray(areas, dtype=np.float64)
     if iou.shape != area.shape or iou.ndim != 1:
         raise ValueError(f"summarize needs as many areas as IoUs, got {area.shape} and {iou.shape}")
-    splits = {
-        "all": np.ones(len(area), dtype=bool),
-        "small": area <= SMALL_AREA,
-        "medium": (area >= SMALL_AREA) & (area <= LARGE_AREA),
-        "large": area >= LARGE_AREA,
+    splits = size_splits(area).items()
+    return {name: 100 * float(iou[chosen].mean()) if chosen.any() else None for name, chosen in splits}
+
+
+def size_splits(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Which of n areas are in "all", "small", "medium" and "large": boolean (n,) each, as `summarize` defines them."""
+    return {
+        "all": np.ones(len(areas), dtype=bool),
+        "small": areas <= SMALL_AREA,
+        "medium": (areas >= SMALL_AREA) & (areas <= LARGE_AREA),
+        "large": areas >= LARGE_AREA,
     }
-    return {name: 100 * float(iou[chosen].mean()) if chosen.any() else None for name, chosen in splits.items()}

@@ -1,17 +1,31 @@
-"""The prompts of protocol A: the annotation's box, and the clicks of RITM's simulated user (arXiv 2102.06583)."""
+"""Boxes, and the simulated users that click: RITM's (arXiv 2102.06583), EdgeSAM's and EfficientSAM's."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 
 def box_xyxy(bbox: Sequence[float]) -> np.ndarray:
     """COCO box (x, y, width, height) in pixels -> (4,) float64 (x0, y0, x1, y1), neither rounded nor clipped."""
     x, y, width, height = bbox
     return np.array([x, y, x + width, y + height], dtype=np.float64)
+
+
+def tight_box(mask: np.ndarray) -> np.ndarray:
+    """Box around the pixels of a boolean (H, W) mask, (4,) float64 (x0, y0, x1, y1); x1, y1 are the first outside."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
+def instance_rng(seed: int, image_id: int | str, annotation_id: int | str) -> np.random.Generator:
+    """Random numbers of one instance: the same in any order of the images and on any number of processes."""
+    return np.random.default_rng([seed, zlib.crc32(f"{image_id}/{annotation_id}".encode())])
 
 
 def _distance_to_border(region: np.ndarray) -> np.ndarray:
@@ -23,7 +37,26 @@ def _distance_to_border(region: np.ndarray) -> np.ndarray:
     return cv2.distanceTransform(padded, cv2.DIST_L2, 0)[1:-1, 1:-1]
 
 
-class Clicker:
+class _Clicks:
+    """Clicks so far, in the order they were made."""
+
+    def __init__(self) -> None:
+        self.coords: list[tuple[float, float]] = []
+        self.labels: list[int] = []
+
+    def _add(self, x: float, y: float, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """All n clicks with this one: (n, 2) float32 coordinates (x, y) in pixels and (n,) int32 labels."""
+        self.coords.append((x, y))
+        self.labels.append(label)
+        return self.all()
+
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """All n clicks: (n, 2) float32 coordinates (x, y) in pixels and (n,) int32 labels."""
+        coords = np.array(self.coords, dtype=np.float32).reshape(-1, 2)
+        return coords, np.array(self.labels, dtype=np.int32)
+
+
+class Clicker(_Clicks):
     """RITM's simulated user, as EfficientViT-SAM's evaluation runs it.
 
     Each click goes to the pixel farthest from the border of the larger error region: label 1 where the target is
@@ -34,12 +67,11 @@ class Clicker:
 
     def __init__(self, target: np.ndarray) -> None:
         """`target`: boolean (H, W) ground truth."""
+        super().__init__()
         self.target = target
         self.unclicked = np.ones(target.shape, dtype=bool)
-        self.coords: list[tuple[int, int]] = []
-        self.labels: list[int] = []
 
-    def click(self, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def click(self, prediction: np.ndarray, logits: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Add the click that answers `prediction`, a boolean (H, W) mask (all False before the first click).
 
         Returns:
@@ -51,6 +83,91 @@ class Clicker:
         distance = missed if positive else spilled
         y, x = np.unravel_index(int(distance.argmax()), distance.shape)
         self.unclicked[y, x] = False
-        self.coords.append((int(x), int(y)))
-        self.labels.append(int(positive))
-        return np.array(self.coords, dtype=np.float32), np.array(self.labels, dtype=np.int32)
+        return self._add(int(x), int(y), int(positive))
+
+
+class CentreRandomClicker(_Clicks):
+    """EdgeSAM's simulated user: the centre of the mask, then a random pixel of what is wrong.
+
+    It works in the model's frame: the centre is the pixel farthest from the border of the target brought there, and
+    errors are compared at the resolution of the decoder's logits, where a pixel that the target touches counts as the
+    target's. With fewer than 10 wrong pixels there it adds nothing.
+
+    Args:
+        target: boolean (H, W) ground truth.
+        frame: the target in the model's frame, as `in_frame` gives it.
+        side: side of the model's square frame, pixels.
+        centre: whether the first click, made before any prediction, is on the centre; after a box there is none.
+    """
+
+    MIN_ERRORS = 10
+
+    def __init__(
+        self, target: np.ndarray, frame: np.ndarray, side: int, rng: np.random.Generator, centre: bool = True
+    ) -> None:
+        super().__init__()
+        self.frame, self.side, self.rng = frame, side, rng
+        self.to_image = np.array(target.shape[::-1]) / frame.shape[::-1]  # x, y
+        self.centre = centre
+
+    def click(self, prediction: np.ndarray, logits: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Add a click; `logits` (h, w) are those of the prediction, over the whole frame. Returns as `Clicker`."""
+        if self.centre and not self.coords:
+            distance = _distance_to_border(self.frame)
+            y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+            return self._add(*(self.to_image * (x, y)), 1)
+        wanted, share = self._at(logits.shape)
+        # The published code finds no missed pixel where the photograph covers a pixel of the logits in part only.
+        wrong = np.flatnonzero(((logits > 0) != wanted) & (share >= np.where(wanted, 1, 1e-6)))
+        if len(wrong) < self.MIN_ERRORS:
+            return self.all()
+        place = int(wrong[self.rng.integers(len(wrong))])
+        y, x = divmod(place, logits.shape[1])
+        xy = np.array([x * self.side / logits.shape[1], y * self.side / logits.shape[0]])
+        return self._add(*(self.to_image * xy), int(wanted.flat[place]))
+
+    def _at(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the target is (boolean) and the photograph's share of each pixel, at the resolution of the logits."""
+        whole = np.zeros((2, self.side, self.side), np.float32)  # padded to the square
+        height, width = self.frame.shape
+        whole[0, :height, :width], whole[1, :height, :width] = self.frame, 1
+        return _bilinear(whole[0], shape) > 0, _bilinear(whole[1], shape)
+
+
+class RandomClicker(_Clicks):
+    """EfficientSAM's simulated user: uniform random pixels of the mask, whatever was predicted.
+
+    Args:
+        target: boolean (H, W) ground truth.
+    """
+
+    def __init__(self, target: np.ndarray, rng: np.random.Generator) -> None:
+        super().__init__()
+        self.pixels = np.flatnonzero(target)
+        self.width = target.shape[1]
+        self.rng = rng
+
+    def click(self, prediction: np.ndarray, logits: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Add a click; returns as `Clicker`."""
+        y, x = divmod(int(self.pixels[self.rng.integers(len(self.pixels))]), self.width)
+        return self._add(x, y, 1)
+
+
+def in_frame(target: np.ndarray, side: int) -> np.ndarray:
+    """A boolean (H, W) mask scaled so that its longer side is `side` (nearest pixel), as images are; not padded."""
+    height, width = target.shape
+    scale = side / max(height, width)
+    size = (int(height * scale + 0.5), int(width * scale + 0.5))
+    rows = np.minimum((np.arange(size[0]) * (height / size[0])).astype(int), height - 1)
+    columns = np.minimum((np.arange(size[1]) * (width / size[1])).astype(int), width - 1)
+    return target[rows[:, None], columns]
+
+
+def resampled(target: np.ndarray, side: int) -> np.ndarray:
+    """A boolean (H, W) mask brought into the frame (`in_frame`) and back bilinearly, where any share counts."""
+    return _bilinear(in_frame(target, side).astype(np.float32), target.shape) > 0
+
+
+def _bilinear(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) float32 -> `size`, without antialiasing."""
+    return F.interpolate(torch.from_numpy(plane)[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()

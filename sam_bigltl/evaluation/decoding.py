@@ -1,0 +1,165 @@
+"""Masks for many prompts of one image, through any predictor with `segment_anything.SamPredictor`'s interface."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+
+from sam_bigltl.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, dense_position, embed_prompts
+from sam_bigltl.evaluation.metrics import mask_iou
+
+
+class Predictor(Protocol):
+    """What an evaluation needs of a model: an image, then prompts on it."""
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None: ...
+
+    def predict(self, **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: a box (4,) x0, y0, x1, y1, points (n, 2) with labels (n,), or both; in pixels of the image.
+
+    `logits` (h, w) are an earlier prediction's, to be improved on. `target` is the ground truth, for the oracle only.
+    """
+
+    box: np.ndarray | None = None
+    coords: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    target: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The chosen mask of a prompt: boolean (H, W) at the image's size, predicted IoU, low-resolution logits (h, w)."""
+
+    mask: np.ndarray
+    predicted_iou: float
+    logits: np.ndarray
+
+
+def decoder_for(predictor: Predictor, batch_size: int) -> PromptLoop:
+    """Batches for `segment_anything`'s Sams, whatever their encoder; one `predict` a prompt for others, or at size 0."""
+    if batch_size and isinstance(getattr(predictor, "model", None), Sam) and hasattr(predictor, "features"):
+        return BatchDecoder(predictor, batch_size)
+    return PromptLoop(predictor)
+
+
+class PromptLoop:
+    """One call of `predict` a prompt, as a user would do it.
+
+    Args:
+        predictor: with an image set before `run`.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    def run(self, prompts: Sequence[Prompt], mask_select: str) -> list[Prediction]:
+        """Predictions in the order of `prompts`; `mask_select` as in `protocols.Protocol`."""
+        return [self._one(prompt, mask_select) for prompt in prompts]
+
+    def _one(self, prompt: Prompt, mask_select: str) -> Prediction:
+        points = {} if prompt.coords is None else {"point_coords": prompt.coords, "point_labels": prompt.labels}
+        feedback = {} if prompt.logits is None else {"mask_input": prompt.logits[None]}
+        masks, scores, logits = self.predictor.predict(
+            **points, box=prompt.box, **feedback, multimask_output=mask_select != "first"
+        )
+        which = _choose(mask_select, scores, masks, prompt.target)
+        return Prediction(masks[which].astype(bool), float(scores[which]), logits[which])
+
+
+def _choose(mask_select: str, scores: np.ndarray, masks: Sequence[np.ndarray], target: np.ndarray | None) -> int:
+    if mask_select == "oracle":
+        return int(np.argmax([mask_iou(mask.astype(bool), target) for mask in masks]))
+    return int(np.argmax(scores))
+
+
+class BatchDecoder(PromptLoop):
+    """The same masks several prompts at a time, and only the chosen one of three brought to the image's size.
+
+    Args:
+        predictor: `segment_anything`'s SamPredictor or this project's.
+        batch_size: prompts at once.
+    """
+
+    def __init__(self, predictor: Any, batch_size: int) -> None:
+        super().__init__(predictor)
+        self.sam: Sam = predictor.model
+        self.batch_size = batch_size
+
+    def run(self, prompts: Sequence[Prompt], mask_select: str) -> list[Prediction]:
+        """Predictions in the order of `prompts`; `mask_select` as in `protocols.Protocol`."""
+        found: list[Prediction | None] = [None] * len(prompts)
+        by_tokens = defaultdict(list)  # a batch needs equally many tokens
+        for index, prompt in enumerate(prompts):
+            if prompt.logits is not None:
+                found[index] = self._one(prompt, mask_select)  # a mask input changes every image token
+                continue
+            tokens = 0 if prompt.coords is None else len(prompt.coords)
+            by_tokens[tokens, prompt.box is None].append(index)
+        for indices in by_tokens.values():
+            for start in range(0, len(indices), self.batch_size):
+                part = indices[start : start + self.batch_size]
+                predictions = self._batch([prompts[index] for index in part], mask_select)
+                for index, prediction in zip(part, predictions, strict=True):
+                    found[index] = prediction
+        return found
+
+    @torch.inference_mode()
+    def _batch(self, prompts: list[Prompt], mask_select: str) -> list[Prediction]:
+        sam, predictor = self.sam, self.predictor
+        coords, labels = self._tokens(prompts)
+        weight = sam.mask_decoder.iou_token.weight
+        sparse = embed_prompts(sam.prompt_encoder, coords, labels).to(weight.dtype)
+        features = predictor.features[:1].to(weight.dtype)
+        origin = torch.zeros(1, 2, dtype=torch.long, device=features.device)
+        position = dense_position(sam.prompt_encoder, origin, features.shape[-2:]).to(weight.dtype)
+        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, position, sparse)
+        logits, scores = logits[0].float(), scores[0].float()  # (P, 4, h, w), (P, 4)
+        if mask_select == "first":
+            chosen = torch.zeros(len(prompts), dtype=torch.long, device=scores.device)
+        else:
+            chosen = 1 + scores[:, 1:].argmax(dim=1)
+        if mask_select == "oracle":
+            masks = self._to_image(logits[:, 1:])
+            best = [_choose("oracle", s, m, p.target) for s, m, p in zip(scores, masks, prompts, strict=True)]
+            chosen = 1 + torch.tensor(best, device=scores.device)
+        row = torch.arange(len(prompts), device=scores.device)
+        logits, scores = logits[row, chosen], scores[row, chosen]
+        masks = self._to_image(logits[:, None])[:, 0]
+        logits = logits.cpu().numpy()
+        return [Prediction(*each) for each in zip(masks, scores.tolist(), logits, strict=True)]
+
+    def _tokens(self, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (1, P, T, 2) in the model's frame and labels (1, P, T), in SAM's order: points, then the box."""
+        predictor = self.predictor
+        coords, labels = [], []
+        for prompt in prompts:
+            xy, kind = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+            if prompt.coords is not None:
+                xy, kind = prompt.coords, prompt.labels
+            if prompt.box is not None:
+                xy = np.concatenate([xy, np.reshape(prompt.box, (2, 2))])
+                kind = np.concatenate([kind, [TOP_LEFT, BOTTOM_RIGHT]])
+            xy = predictor.transform.apply_coords(xy, predictor.original_size)
+            if prompt.box is None:
+                xy, kind = np.concatenate([xy, [[0, 0]]]), np.concatenate([kind, [NOT_A_POINT]])
+            coords.append(xy.astype(np.float32))
+            labels.append(kind.astype(np.int64))
+        device = predictor.features.device
+        return torch.from_numpy(np.stack(coords))[None].to(device), torch.from_numpy(np.stack(labels))[None].to(device)
+
+    def _to_image(self, logits: torch.Tensor) -> np.ndarray:
+        """(P, n, h, w) -> boolean (P, n, H, W)"""
+        sam, predictor = self.sam, self.predictor
+        masks = sam.postprocess_masks(logits, predictor.input_size, predictor.original_size)
+        return (masks > sam.mask_threshold).cpu().numpy()

@@ -1,0 +1,334 @@
+"""A detector's boxes as prompts: reading them, writing the masks as COCO results, and their average precision."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as coco_mask
+
+from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle, is_id, is_number, parse_coco, read_json
+
+MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
+FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent
+# faster-coco-eval takes about 1.3 KB for every pair of an image and a category, whether or not it holds anything: 30 GB
+# for the whole of LVIS. Categories are independent, so it gets as many at a time as keep to this many pairs.
+PAIRS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One box of a detector: `bbox` is (x, y, width, height) in pixels, as in its file."""
+
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    score: float
+
+
+def load_detections(
+    path: str | Path, images: Sequence[CocoImage]
+) -> tuple[dict[int | str, list[Detection]], int]:
+    """Read a COCO results JSON: a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+
+    Args:
+        images: all of the dataset's, those without annotations too (`load_coco(..., empty_images=True)`).
+
+    Returns:
+        The detections of each of the images by its id, in the order of the file, and the number of those left out
+        because their image is not among `images`.
+
+    Raises:
+        InputError: the file is missing or not such a list, an entry is unusable (its index, from 0, is named), or not
+            one is of a known image.
+    """
+    entries = _read_list(path)
+    found: dict[int | str, list[Detection]] = {image.id: [] for image in images}
+    unknown = 0
+    for index, entry in enumerate(entries):
+        _check_entry(entry, where := f"{path}: detection {index}")
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            raise InputError(f"{where} has no 'bbox' of four finite numbers [x, y, width, height]; fix or remove it")
+        if box[2] <= 0 or box[3] <= 0:
+            raise InputError(f"{where} has an empty 'bbox' {box} (x, y, width, height); fix or remove it")
+        if entry["image_id"] in found:
+            found[entry["image_id"]].append(
+                Detection(entry["image_id"], entry["category_id"], tuple(box), entry["score"])
+            )
+        else:
+            unknown += 1
+    if not entries:
+        raise InputError(f"{path} holds no detection; give the detector's results")
+    if unknown == len(entries):
+        raise InputError(
+            f"{path} has no detection in any image of the annotations: it seems to belong to another dataset; give the "
+            "detector's results for these images"
+        )
+    return found, unknown
+
+
+def write_results(path: str | Path, rows: Iterable[tuple[Detection, Sequence[int], str]]) -> None:
+    """Write masks as a COCO results JSON, one a line, with the detector's score and box unchanged.
+
+    Args:
+        path: written as `<path>.part` and renamed when complete, so that a run cut short leaves nothing that looks
+            whole.
+        rows: each a detection, its mask's (height, width) and the `counts` of its compressed RLE.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    try:
+        stream = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from error
+    with stream:
+        separator = "[\n"
+        for detection, (height, width), counts in rows:
+            row = {
+                "image_id": detection.image_id,
+                "category_id": detection.category_id,
+                "bbox": detection.bbox,
+                "score": detection.score,
+                "segmentation": {"size": [int(height), int(width)], "counts": counts},
+            }
+            stream.write(separator + json.dumps(row))
+            separator = ",\n"
+        stream.write("[]\n" if separator == "[\n" else "\n]\n")
+    os.replace(partial, path)
+
+
+def average_precision(
+    annotations_path: str | Path,
+    results_path: str | Path,
+    style: str = "coco",
+    image_ids: Collection[int | str] | None = None,
+) -> dict[str, float | None]:
+    """Average precision of masks, in percent.
+
+    The masks' own areas decide their size class, not the detector's boxes. In LVIS style the 300 highest scores of an
+    image count, an image's categories that are neither annotated in it nor listed as absent (`neg_category_ids`) are
+    left out, unmatched masks of a `not_exhaustive_category_ids` one are not held against the model, and empty masks
+    are dropped, as lvis-api does.
+
+    Args:
+        annotations_path: COCO-format instances with `categories`.
+        results_path: what `write_results` writes; results of categories that the annotations lack do not count.
+        style: "coco" or "lvis".
+        image_ids: only these images count, both their annotations and their results (all).
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl and, in LVIS style, APr, APc, APf by the categories' `frequency`. None where
+        there is nothing annotated to find.
+
+    Raises:
+        InputError: a file cannot be used.
+    """
+    if style not in MAX_DETECTIONS:
+        raise ValueError(f"style is {style!r}, not one of {list(MAX_DETECTIONS)}")
+    truth = _Truth(annotations_path, style == "lvis", image_ids)
+    found = _read_results(results_path, truth)
+    if style == "lvis":
+        found = _federated(found, truth)
+    precision = _precision(truth, found, style)
+
+    parts = {"AP": precision[..., 0], "AP50": precision[:1, ..., 0], "AP75": precision[5:6, ..., 0]}
+    parts.update({f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)})
+    if style == "lvis":
+        frequency = np.array([category["frequency"] for category in truth.categories])
+        parts.update({f"AP{letter}": precision[:, :, frequency == letter, 0] for letter in FREQUENCIES})
+    # -1 stands for a category of which nothing is annotated.
+    return {name: 100 * float(part[part > -1].mean()) if (part > -1).any() else None for name, part in parts.items()}
+
+
+class _Truth:
+    """Annotations as the evaluator takes them, everything numbered from 1.
+
+    It takes an annotation of id 0 for none, and no strings for ids.
+
+    Attributes:
+        by_id: all images of the JSON by their own id.
+        images, annotations, categories: COCO-format entries, those of the chosen images alone.
+        image_number, category_number: from the JSON's ids to the numbers here.
+    """
+
+    def __init__(self, path: str | Path, lvis: bool, image_ids: Collection[int | str] | None) -> None:
+        content = read_json(path)
+        images, _ = parse_coco(content, path, min_area=-np.inf, empty_images=True)
+        self.by_id = {image.id: image for image in images}
+        wanted = set(self.by_id if image_ids is None else image_ids)
+        chosen = [image for image in images if image.id in wanted]
+        if not chosen:
+            raise ValueError(f"none of the image_ids is in {path}")
+        entries = _categories(content, path, lvis)
+        self.category_number = {entry["id"]: number for number, entry in enumerate(entries, 1)}
+        self.categories = [
+            {"id": number, "frequency": entry.get("frequency")} for number, entry in enumerate(entries, 1)
+        ]
+        self.image_number = {image.id: number for number, image in enumerate(chosen, 1)}
+        self.images = [
+            {"id": number, "height": image.size[0], "width": image.size[1]} for number, image in enumerate(chosen, 1)
+        ]
+        if lvis:
+            lists = _federation(content["images"], path)
+            for image, entry in zip(chosen, self.images):
+                for key, ids in lists[image.id].items():
+                    entry[key] = [self.category_number.get(id, 0) for id in ids]
+        self.annotations: list[dict[str, Any]] = []
+        for image in chosen:
+            for annotation in image.annotations:
+                if annotation.category_id not in self.category_number:
+                    raise InputError(
+                        f"{path}: annotation {annotation.id} has category {annotation.category_id!r}, which is not in "
+                        "'categories'; add it"
+                    )
+                if not lvis or annotation.area > 0:  # lvis-api drops the others
+                    self._add(annotation, self.image_number[image.id])
+
+    def _add(self, annotation: Annotation, image_number: int) -> None:
+        rle = annotation.rle()
+        counts = rle["counts"]
+        self.annotations.append(
+            {
+                "id": len(self.annotations) + 1,
+                "image_id": image_number,
+                "category_id": self.category_number[annotation.category_id],
+                "area": annotation.area,
+                "iscrowd": int(annotation.iscrowd),
+                "segmentation": {**rle, "counts": counts.decode() if isinstance(counts, bytes) else counts},
+            }
+        )
+
+
+def _categories(content: dict[str, Any], path: str | Path, lvis: bool) -> list[dict[str, Any]]:
+    entries = content.get("categories")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{path} has no list 'categories', which AP needs; give a COCO instances file")
+    if not all(is_id(entry.get("id")) for entry in entries) or len({entry["id"] for entry in entries}) < len(entries):
+        raise InputError(f"{path}: the ids of its 'categories' are not unique integers or strings; fix them")
+    for entry in entries:
+        if lvis and entry.get("frequency") not in FREQUENCIES:
+            raise InputError(
+                f"{path}: category {entry['id']} has no 'frequency' r, c or f, which LVIS's AP needs; give an LVIS file"
+            )
+    return entries
+
+
+def _federation(entries: list[dict[str, Any]], path: str | Path) -> dict[int | str, dict[str, list[int | str]]]:
+    """LVIS's two lists of categories of every image."""
+    lists = {}
+    for entry in entries:
+        lists[entry["id"]] = {key: entry.get(key) for key in ("neg_category_ids", "not_exhaustive_category_ids")}
+        for key, ids in lists[entry["id"]].items():
+            if not isinstance(ids, list) or not all(map(is_id, ids)):
+                raise InputError(
+                    f"{path}: image {entry['id']} has no list {key!r}, which LVIS's AP needs; give an LVIS file"
+                )
+    return lists
+
+
+def _read_results(path: str | Path, truth: _Truth) -> list[dict[str, Any]]:
+    """The results in the chosen images, numbered, with category 0 for one that the annotations lack.
+
+    Boxes are left out: the evaluator would take a result's area from its box.
+    """
+    found, known = [], 0
+    entries = _read_list(path)
+    for index, entry in enumerate(entries):
+        _check_entry(entry, where := f"{path}: result {index}")
+        image, rle = truth.by_id.get(entry["image_id"]), entry.get("segmentation")
+        if image is None:
+            raise InputError(
+                f"{where} is of image {entry['image_id']!r}, which the annotations lack; give the file it was made with"
+            )
+        if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
+            raise InputError(f"{where} has no compressed RLE as its 'segmentation'; write the masks anew")
+        check_rle(rle, image, where)
+        category = truth.category_number.get(entry["category_id"], 0)
+        known += category > 0
+        if image.id in truth.image_number:
+            number = truth.image_number[image.id]
+            found.append(
+                {"image_id": number, "category_id": category, "score": entry["score"], "segmentation": rle}
+            )
+    if entries and not known:
+        raise InputError(
+            f"{path} has only categories that the annotations lack, the first is {entries[0]['category_id']!r}; give "
+            "results with the dataset's own category ids"
+        )
+    return found
+
+
+def _federated(found: list[dict[str, Any]], truth: _Truth) -> list[dict[str, Any]]:
+    """The results that count in LVIS; see `average_precision`."""
+    judged = {image["id"]: set(image["neg_category_ids"]) - {0} for image in truth.images}
+    for annotation in truth.annotations:
+        judged[annotation["image_id"]].add(annotation["category_id"])
+    by_image = _grouped(found, "image_id")
+    kept = []
+    for number, entries in by_image.items():
+        best = sorted(entries, key=lambda entry: entry["score"], reverse=True)[: MAX_DETECTIONS["lvis"]]
+        kept += [entry for entry in best if entry["category_id"] in judged[number]]
+    return [entry for entry in kept if coco_mask.area(entry["segmentation"]) > 0]
+
+
+def _precision(truth: _Truth, found: list[dict[str, Any]], style: str) -> np.ndarray:
+    """Precision by IoU threshold (10), recall (101), category and size (all, small, medium, large); -1 for none."""
+    annotations_of, found_of = _grouped(truth.annotations, "category_id"), _grouped(found, "category_id")
+    parts = []
+    step = max(1, PAIRS // len(truth.images))
+    for start in range(0, len(truth.categories), step):
+        categories = truth.categories[start : start + step]
+        annotations = [entry for category in categories for entry in annotations_of[category["id"]]]
+        target = COCO({"images": truth.images, "annotations": annotations, "categories": categories})
+        results = target.loadRes([entry for category in categories for entry in found_of[category["id"]]])
+        evaluator = COCOeval_faster(target, results, "segm", lvis_style=style == "lvis")
+        evaluator.params.maxDets = [MAX_DETECTIONS[style]]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        parts.append(evaluator.eval["precision"][..., 0])
+    return np.concatenate(parts, axis=2)
+
+
+def _grouped(entries: list[dict[str, Any]], key: str) -> dict[int, list[dict[str, Any]]]:
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry[key]].append(entry)
+    return groups
+
+
+def _read_list(path: str | Path) -> list[Any]:
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"detections file {path} does not exist; give a COCO results JSON") from None
+    except OSError as error:
+        raise InputError(f"detections file {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); give a COCO results JSON") from error
+    if not isinstance(entries, list):
+        raise InputError(f"{path} is not a list of detections; give a COCO results JSON, not the annotations")
+    return entries
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    """Raise InputError, beginning with `where`, unless it is a dict with usable ids and score."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is not an object with 'image_id', 'category_id', 'bbox' and 'score'; fix the file")
+    for key in ("image_id", "category_id"):
+        if not is_id(entry.get(key)):
+            raise InputError(f"{where} has no integer or string {key!r}; fix or remove it")
+    if not is_number(entry.get("score")):
+        raise InputError(f"{where} has no finite number 'score'; fix or remove it")
+

@@ -1,0 +1,119 @@
+"""The journal of an evaluation: one line an image, so that an interrupted run repeats none and loses none.
+
+Several processes write one file each into the same folder; whoever reads takes all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.results import InstanceResult
+
+
+@dataclass
+class ImageRecord:
+    """What was measured on one image.
+
+    Attributes:
+        image_id: of the annotations.
+        encode_seconds: for each keep_ratio, in the order of the run's settings.
+        decode_seconds: seconds of all predictions up to it, by "keep_ratio/prompt/clicks".
+        results: one entry an instance and setting.
+        detections: in detector mode (keep_ratio, index in the detections of this image, predicted IoU, counts).
+        error: why the image could not be read, or None.
+    """
+
+    image_id: int | str
+    encode_seconds: list[float]
+    decode_seconds: dict[str, float]
+    results: list[InstanceResult]
+    detections: list[tuple[float | str, int, float, str]]
+    error: str | None = None
+
+
+class Journal:
+    """The journal files of a folder, and the one that this process appends to.
+
+    Args:
+        folder: of the results; it exists.
+        settings: everything that a result depends on, JSON-ready. A journal of other settings is refused.
+        rank: number of this process.
+
+    Raises:
+        InputError: the folder holds the journal of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
+        self.folder = folder
+        self.path = folder / f"journal-{rank}.jsonl"
+        self.settings = json.loads(json.dumps(settings))
+        if self.path.exists():
+            _cut_torn_line(self.path)  # of another process it may be one that is being written
+        for path in self._paths():
+            header = next(_lines(path), None)
+            if header is not None and header.get("settings") != self.settings:
+                changed = sorted(
+                    key for key in self.settings | header.get("settings", {})
+                    if self.settings.get(key) != header.get("settings", {}).get(key)
+                )  # fmt: skip
+                raise InputError(
+                    f"{folder} holds an evaluation with other settings ({', '.join(changed)}): use another --output, or "
+                    "--restart to throw it away"
+                )
+        if not self.path.exists() or not self.path.stat().st_size:
+            self._append({"settings": self.settings})
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("journal-*.jsonl"))
+
+    def records(self) -> dict[int | str, ImageRecord]:
+        """Every image on record, from all files; by image id."""
+        found = {}
+        for path in self._paths():
+            for line in _lines(path):
+                if "settings" not in line:
+                    line["results"] = [InstanceResult(**result) for result in line["results"]]
+                    line["detections"] = [tuple(detection) for detection in line["detections"]]
+                    found.setdefault(line["image_id"], ImageRecord(**line))
+        return found
+
+    def append(self, record: ImageRecord) -> None:
+        """Write one image down; it is on disk when this returns."""
+        self._append(asdict(record))
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def remove_journals(folder: Path) -> None:
+    """Forget what a folder's journals hold."""
+    for path in folder.glob("journal-*.jsonl"):
+        path.unlink()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop a last line that a killed process left without its end."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart") from None

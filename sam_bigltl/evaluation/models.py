@@ -1,0 +1,68 @@
+"""The model under evaluation: a checkpoint of ours or of SAM, or any object with SamPredictor's interface."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from sam_bigltl.convert import load_sam
+from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.decoding import Predictor
+from sam_bigltl.precision import set_precision
+from sam_bigltl.predictor import SamPredictor
+
+_NEEDED = ("set_image", "predict")
+
+
+def predictor_of_checkpoint(path: str | Path, device: torch.device, precision: str) -> SamPredictor:
+    """This project's predictor with weights of ours or of SAM, its encoder in `precision`."""
+    sam = load_sam(path).to(device).eval()
+    set_precision(sam.image_encoder, precision)
+    return SamPredictor(sam)
+
+
+def predictor_of_callable(name: str, checkpoint: str | None, device: torch.device) -> Predictor:
+    """What `module:callable` returns, called with the checkpoint's path if there is one; moved to `device`.
+
+    Args:
+        name: `package.module:callable`, or `path/to/file.py:callable`.
+        checkpoint: path, or None.
+
+    Raises:
+        InputError: there is no such module or callable, it fails, or what it returns is not a predictor.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name or not attribute:
+        raise InputError(f"--model {name!r} is not module:callable, such as my_models.py:mobile_sam")
+    try:
+        function: Any = getattr(_module(module_name), attribute)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise InputError(f"--model {name}: cannot import {module_name} ({error})") from error
+    except AttributeError:
+        raise InputError(f"--model {name}: {module_name} has no {attribute}") from None
+    try:
+        predictor = function(checkpoint) if checkpoint else function()
+    except Exception as error:  # whatever a stranger's code does
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"--model {name} failed: {type(error).__name__}: {reason}") from error
+    missing = [each for each in _NEEDED if not hasattr(predictor, each)]
+    if missing:
+        raise InputError(f"--model {name} returned a {type(predictor).__name__} without {', '.join(missing)}")
+    model = getattr(predictor, "model", None)
+    if isinstance(model, torch.nn.Module):
+        model.to(device).eval()
+    return predictor
+
+
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

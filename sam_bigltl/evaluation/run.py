@@ -1,0 +1,209 @@
+"""One evaluation from files to files: load, measure with a journal, write results, tables and the report."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam_bigltl.bench import device_name
+from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.datasets import CocoImage, Skipped, check_image_files, read_coco
+from sam_bigltl.evaluation.detections import Detection, average_precision, load_detections, write_results
+from sam_bigltl.evaluation.journal import ImageRecord, Journal, remove_journals
+from sam_bigltl.evaluation.models import predictor_of_callable, predictor_of_checkpoint
+from sam_bigltl.evaluation.report import check_matplotlib, write_report
+from sam_bigltl.evaluation.results import InstanceResult
+from sam_bigltl.evaluation.runner import Plan, check_keep_ratios, evaluate, summary_rows
+from sam_bigltl.evaluation.shards import Shard
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files and settings of one evaluation; `evaluation.cli` says what each is. `style` is "coco" or "lvis" (for AP)."""
+
+    annotations: Path
+    images: Path
+    output: Path
+    plan: Plan
+    device: torch.device
+    checkpoint: str | None
+    model: str | None
+    precision: str
+    detections: Path | None = None
+    limit: int | None = None
+    style: str = "coco"
+    restart: bool = False
+    report: bool = True
+
+
+def run_job(job: Job) -> None:
+    """Measure what is not on record yet, then write the results and print the table (the first process only).
+
+    Raises:
+        InputError: something cannot be used; unreadable images are named after the results of the others are written.
+    """
+    if job.report:
+        check_matplotlib()
+    protocol, detections, unknown = job.plan.protocol, None, 0
+    # A detector's boxes count on images without any annotation, too.
+    images, skipped = read_coco(
+        job.annotations, protocol.crowds, protocol.min_area, empty_images=job.detections is not None
+    )
+    if job.detections is not None:
+        detections, unknown = load_detections(job.detections, images)
+    images = images[: job.limit]
+    check_image_files(images, job.images)
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {job.output} cannot be a folder ({error.strerror}); give another path") from error
+    if job.model:
+        predictor = predictor_of_callable(job.model, job.checkpoint, job.device)
+    else:
+        predictor = predictor_of_checkpoint(job.checkpoint, job.device, job.precision)
+    check_keep_ratios(predictor, job.plan.keep_ratios)
+
+    shard = Shard.from_environment()
+    if job.restart and shard.first:
+        remove_journals(job.output)
+    shard.wait()
+    settings = _settings(job)
+    journal = Journal(job.output, settings, shard.rank)
+    done = journal.records()
+    shard.wait()  # nobody writes before everybody has read
+    mine = [image for image in images if image.id not in done][shard.rank :: shard.count]
+    evaluate(
+        predictor, mine, job.images, job.plan, journal.append, detections, progress=shard.first
+    )
+    shard.wait()
+    if shard.first:
+        found = _Found(images, skipped, detections, unknown)
+        _finish(job, found, journal.records(), settings | _circumstances(job, shard))
+    shard.leave()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the input files hold: `unknown` detections are of no image of the annotations."""
+
+    images: Sequence[CocoImage]
+    skipped: Skipped
+    detections: dict[int | str, list[Detection]] | None
+    unknown: int
+
+
+def _finish(job: Job, found: _Found, on_record: dict[int | str, ImageRecord], settings: dict[str, Any]) -> None:
+    """Write and print the results of all images."""
+    from sam_bigltl.evaluation.cli import format_table
+
+    records = [on_record[image.id] for image in found.images]
+    results = [result for record in records for result in record.results]
+    summary = summary_rows(records, job.plan)
+    unread = [record for record in records if record.error]
+    report: dict[str, Any] = {
+        "settings": settings, "summary": summary,
+        "skipped": {"crowds": found.skipped.crowds, "small": found.skipped.small, "detections": found.unknown},
+        "unreadable": {str(record.image_id): record.error for record in unread},
+    }  # fmt: skip
+    if found.detections is not None:
+        report["average_precision"] = _write_detections(job, records, found)
+    _write_instances(job.output / "instances.csv", results)
+    _write_text(job.output / "results.json", json.dumps(report, indent=2) + "\n")
+    if summary:
+        print(format_table(summary))
+    if found.detections is not None:
+        print(format_table(report["average_precision"]))
+    if found.skipped.crowds or found.skipped.small:
+        print(found.skipped)
+    if found.unknown:
+        print(f"left out: {found.unknown} detections of images that the annotations do not know")
+    if job.report and results:
+        write_report(job.output / "report.html", settings, summary, results, found.images, job.images)
+    if unread:
+        raise InputError(
+            f"{len(unread)} of {len(records)} images could not be read, the results are those of the others; the first: "
+            f"{unread[0].error}"
+        )
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """Everything that a result depends on."""
+    plan = job.plan
+    return {
+        "annotations": job.annotations.name,
+        "annotations_sha256": _sha256(job.annotations),
+        "model": job.model or Path(job.checkpoint).name,
+        "checkpoint_sha256": None if job.checkpoint is None else _sha256(Path(job.checkpoint)),
+        "detections_sha256": None if job.detections is None else _sha256(job.detections),
+        "keep_ratio": list(plan.keep_ratios),
+        "prompts": list(plan.prompts),
+        "clicks": list(plan.clicks),
+        "protocol": plan.protocol.name,
+        "ingredients": {key: value for key, value in asdict(plan.protocol).items() if key not in ("name", "source")},
+        "limit": job.limit,
+        "seed": plan.seed,
+        "dtype": job.precision,
+        "batch_size": plan.batch_size,
+    }
+
+
+def _circumstances(job: Job, shard: Shard) -> dict[str, Any]:
+    """What times depend on besides."""
+    return {
+        "device": str(job.device),
+        "device_name": device_name(job.device),
+        "processes": shard.count,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _write_detections(job: Job, records: Sequence[ImageRecord], found: _Found) -> list[dict[str, Any]]:
+    """A results JSON for each keep_ratio, and its AP."""
+    sizes = {image.id: image.size for image in found.images}
+    rows = []
+    for ratio in job.plan.keep_ratios:
+        masks = [
+            (found.detections[record.image_id][index], sizes[record.image_id], counts)
+            for record in records for own_ratio, index, _, counts in record.detections if own_ratio == ratio
+        ]  # fmt: skip
+        path = job.output / f"segmentations_keep_{ratio}.json"
+        write_results(path, masks)
+        precision = average_precision(job.annotations, path, job.style, [record.image_id for record in records])
+        rows.append({"keep_ratio": ratio, "detections": len(masks), **precision})
+    return rows
+
+
+def _write_instances(path: Path, results: Sequence[InstanceResult]) -> None:
+    names = [column.name for column in fields(InstanceResult) if column.name != "counts"]
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([getattr(result, name) for name in names] for result in results)
+    os.replace(partial, path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,218 @@
+"""Long evaluations: killed and continued, shared by two processes, in batches, with a stranger's model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+from evaluation_toy import HEIGHT, ROOT, TARGETS, WIDTH, arguments, data, main, stub_model, toy  # noqa: F401
+from helpers import picture, tiny_sam
+from PIL import Image
+
+from sam_bigltl import InputError, SamPredictor
+from sam_bigltl.evaluation.decoding import BatchDecoder, Prompt, PromptLoop, decoder_for
+from sam_bigltl.evaluation.journal import ImageRecord, Journal
+from sam_bigltl.evaluation.results import InstanceResult
+
+IMAGES = 6
+MODEL = """
+import os, time
+from pathlib import Path
+import numpy as np
+from types import SimpleNamespace
+
+class Slow:
+    transform = SimpleNamespace(target_length=32)
+    def set_image(self, image, image_format="RGB"):
+        self.image = int(image[0, 0, 0])
+        with open(Path(__file__).with_name("images.log"), "a") as file:
+            file.write(f"{self.image}\\n")
+        time.sleep(float(os.environ.get("SLOW", 0)))
+    def predict(self, point_coords=None, point_labels=None, box=None, multimask_output=True):
+        x0, y0, x1, y1 = (int(v) for v in box)
+        masks = np.zeros((3, 24, 32), bool)
+        for i, mask in enumerate(masks):
+            mask[max(0, y0 - i) : y1, max(0, x0 - self.image % 5) : x1] = True
+        return masks, np.array([0.2, 0.9, 0.4]), np.zeros((3, 8, 8), np.float32)
+
+def make(checkpoint=None):
+    return Slow()
+
+def broken():
+    raise RuntimeError("no weights")
+
+def nothing():
+    return object()
+"""
+
+
+@pytest.fixture
+def many(data: SimpleNamespace) -> SimpleNamespace:  # noqa: F811
+    """The toy set on `IMAGES` images, and a file with a model that writes down every image it is given."""
+    content = toy()
+    template = [each for each in content["annotations"] if each["id"] in TARGETS]
+    content["images"] = [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(IMAGES)]
+    content["annotations"] = [
+        {**each, "id": 10 * i + each["id"], "image_id": i} for i in range(IMAGES) for each in template
+    ]
+    for i in range(IMAGES):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), i, np.uint8)).save(data.images / f"{i}.png")
+    data.write(content)
+    (data.out.parent / "slow_model.py").write_text(MODEL)
+    return data
+
+
+def command(many: SimpleNamespace, out: str, *launcher: str, slow: float = 0.0) -> subprocess.Popen:
+    flags = ["--annotations", many.json, "--images", many.images, "--model", "slow_model.py:make", "--output", out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLOW": str(slow)}
+    start = [sys.executable, *launcher, str(ROOT / "eval" / "coco_miou.py")]
+    return subprocess.Popen(
+        [*start, *map(str, flags)], cwd=many.out.parent, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen) -> str:
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out
+
+
+def results(many: SimpleNamespace, out: str) -> tuple[str, list[dict]]:
+    folder = many.out.parent / out
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    for row in summary:
+        del row["seconds"], row["encoder_ms"]
+    return (folder / "instances.csv").read_text(), summary
+
+
+def test_killed_continued_and_shared_runs_give_the_same(many: SimpleNamespace) -> None:
+    finished(command(many, "whole"))
+    log = many.out.parent / "images.log"
+    assert log.read_text().split() == [str(i) for i in range(IMAGES)]
+    log.unlink()
+
+    killed = command(many, "cut", slow=1.0)
+    journal = many.out.parent / "cut" / "journal-0.jsonl"
+    deadline = time.monotonic() + 240
+    while not (journal.exists() and journal.read_text().count("\n") >= 3):  # the settings and two images
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    recorded = journal.read_text().count("\n") - 1
+    assert 2 <= recorded < IMAGES
+    with open(journal, "a") as file:
+        file.write('{"image_id": 5, "enco')  # as if killed in the middle of a line
+    finished(command(many, "cut"))
+    seen = [int(line) for line in log.read_text().split()]
+    assert set(seen) == set(range(IMAGES))
+    assert all(seen.count(i) == 1 for i in range(recorded)), "a finished image was repeated"
+    assert len(seen) <= IMAGES + 1  # only the image under way may come twice
+
+    finished(command(many, "cut"))  # everything is on record
+    assert len(log.read_text().split()) == len(seen)
+
+    finished(command(many, "shared", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    files = sorted(path.name for path in (many.out.parent / "shared").glob("journal-*.jsonl"))
+    assert files == ["journal-0.jsonl", "journal-1.jsonl"]
+    assert results(many, "whole") == results(many, "cut") == results(many, "shared")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "slow_model"], "is not module:callable"),
+        (["--model", "no_such_module:make"], "cannot import no_such_module"),
+        (["--model", "no_such_file.py:make"], "cannot import no_such_file.py"),
+        (["--model", "slow_model.py:absent"], "slow_model.py has no absent"),
+        (["--model", "slow_model.py:broken"], "failed: RuntimeError: no weights"),
+        (["--model", "slow_model.py:nothing"], "without set_image, predict"),
+        (["--model", "slow_model.py:make", "--keep-ratio", "0.5"], "encoder is dense"),
+        (["--model", "slow_model.py:make", "--dtype", "bfloat16"], "--dtype is for --checkpoint only"),
+        (["--prompts", "detector"], "belong together"),
+        (["--refine", "-1"], "--refine -1 is not a whole number"),
+        (["--min-area", "x"], "--min-area x is not a number"),
+        (["--compare", "a.json", "b.json"], "a.json"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    many: SimpleNamespace, flags: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(many.out.parent)
+    start = ["--annotations", str(many.json), "--images", str(many.images), "--output", str(many.out)]
+    needs_model = [] if "--model" in flags else ["--checkpoint", "none.safetensors"]
+    with pytest.raises(SystemExit) as stop:
+        main([*start, *needs_model, *flags])
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and output.err.count("\n") == 1 and message in output.err, output.err
+
+
+def test_other_settings_need_another_folder(
+    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+) -> None:
+    main(arguments(data))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(data, "--keep-ratio", "0.5"))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert "other settings (keep_ratio)" in error and "--restart" in error
+    main(arguments(data, "--keep-ratio", "0.5", "--restart"))
+    assert json.loads((data.out / "results.json").read_text())["summary"][0]["keep_ratio"] == 0.5
+
+
+def record(image: int) -> ImageRecord:
+    result = InstanceResult(image, 3, 10.5, "auto", "point", 2, 1 / 3, 0.25, "abc")
+    return ImageRecord(image, [0.5], {"auto/point/2": 0.125}, [result], [(0.5, 0, 0.75, "xyz")])
+
+
+def test_journal_returns_what_was_written(tmp_path: Path) -> None:
+    settings = {"keep_ratio": (1.0, "auto")}
+    Journal(tmp_path, settings, 0).append(record(1))
+    Journal(tmp_path, settings, 1).append(record(2))
+    assert Journal(tmp_path, settings, 0).records() == {1: record(1), 2: record(2)}
+    with pytest.raises(InputError, match=r"other settings \(keep_ratio, seed\)"):
+        Journal(tmp_path, {"keep_ratio": [1.0], "seed": 3})
+    (tmp_path / "journal-1.jsonl").write_text("nonsense\n")
+    with pytest.raises(InputError, match="journal-1.jsonl is damaged in line 1"):
+        Journal(tmp_path, settings).records()
+
+
+@pytest.mark.parametrize("mask_select", ["argmax", "first", "oracle"])
+def test_batches_give_the_masks_of_single_calls(mask_select: str) -> None:
+    sam = tiny_sam()
+    rng = np.random.default_rng(0)
+    for predictor in (SamPredictor(sam), segment_anything.SamPredictor(sam)):
+        predictor.set_image(picture())
+        height, width = picture().shape[:2]
+        prompts = []
+        for index in range(7):
+            x0, y0 = rng.uniform(0, width / 2), rng.uniform(0, height / 2)
+            box = np.array([x0, y0, x0 + rng.uniform(5, width / 2), y0 + rng.uniform(5, height / 2)])
+            points = rng.uniform(0, 30, (1 + index % 3, 2)).astype(np.float32)
+            labels = np.arange(len(points)) % 2
+            target = rng.random((height, width)) < 0.5
+            kinds = [(box, None, None), (None, points, labels), (box, points, labels)]
+            prompts.append(Prompt(*kinds[index % 3], target=target))
+        prompts.append(Prompt(box, logits=rng.normal(size=sam.prompt_encoder.mask_input_size).astype(np.float32)))
+        prompts[-1] = Prompt(box, logits=prompts[-1].logits, target=target)
+        decoder = decoder_for(predictor, 2)
+        assert isinstance(decoder, BatchDecoder)
+        pairs = zip(decoder.run(prompts, mask_select), PromptLoop(predictor).run(prompts, mask_select), strict=True)
+        for found, expected in pairs:
+            assert found.mask.shape == (height, width) and found.mask.dtype == bool
+            assert found.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-4)
+            np.testing.assert_allclose(found.logits, expected.logits, atol=2e-3)
+            assert (found.mask != expected.mask).mean() < 1e-3
+    assert isinstance(decoder_for(SimpleNamespace(model=torch.nn.Identity()), 4), PromptLoop)
