@@ -62,7 +62,7 @@ def run_quickstart(args: argparse.Namespace) -> None:
     if args.runs < 1:
         raise InputError(f"--runs {args.runs} is below 1")
     device = parse_device(args.device)
-    predictor = load_predictor(args.checkpoint, device, torch.float32)
+    predictor = load_predictor(args.checkpoint, device, "float32")
     if getattr(predictor.model.image_encoder, "is_dense", True):
         raise InputError("the quickstart needs a big.LITTLE checkpoint: convert this one with sam-bigltl convert")
     photos = sample_photos()

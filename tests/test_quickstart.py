@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,3 +65,13 @@ def test_iou():
     a = np.array([[True, True, False]])
     assert quickstart.iou(a, np.array([[False, True, True]])) == pytest.approx(1 / 3)
     assert quickstart.iou(~a & a, ~a & a) == 1.0
+
+
+def test_the_script_with_the_shipped_weights(tmp_path):
+    script = Path(__file__).resolve().parents[1] / "demo" / "quickstart.py"
+    command = [sys.executable, str(script), "--runs", "1", "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"quickstart_{name}.png" for name in ("astronaut", "chelsea", "coffee")
+    ]
