@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -139,20 +138,6 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     if args.refine is not None:
         changes["refine"] = tuple(sorted(_unique(_whole(text, "--refine", 0) for text in args.refine)))
     return replace(PROTOCOLS[args.protocol], **changes)
-
-
-def format_table(summary: Sequence[dict[str, Any]]) -> str:
-    """The summary's rows as aligned plain text, percentages with one decimal and "-" for an empty split."""
-    header = list(summary[0])
-    cells = [header] + [[_cell(name, row[name]) for name in header] for row in summary]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if isinstance(value, float) and name != "keep_ratio" else str(value)
 
 
 def _unique(values: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.files import load_json
 
 MAX_COORDINATE = 1e6  # pycocotools walks a polygon's edges pixel by pixel, also outside the image
 
@@ -181,14 +181,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or holds something else.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"annotations file {path} does not exist; check --annotations") from None
-    except OSError as error:
-        raise InputError(f"annotations file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); give a COCO-format instances file") from error
+    content = load_json(path, "annotations", "check --annotations", "give a COCO-format instances file")
     for key in ("images", "annotations"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from sam_bigltl.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, dense_position, embed_prompts
+from sam_bigltl.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
 from sam_bigltl.evaluation.metrics import mask_iou
 
 
@@ -121,9 +122,7 @@ class BatchDecoder(PromptLoop):
         weight = sam.mask_decoder.iou_token.weight
         sparse = embed_prompts(sam.prompt_encoder, coords, labels).to(weight.dtype)
         features = predictor.features[:1].to(weight.dtype)
-        origin = torch.zeros(1, 2, dtype=torch.long, device=features.device)
-        position = dense_position(sam.prompt_encoder, origin, features.shape[-2:]).to(weight.dtype)
-        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, position, sparse)
+        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, self._position, sparse)
         logits, scores = logits[0].float(), scores[0].float()  # (P, 4, h, w), (P, 4)
         if mask_select == "first":
             chosen = torch.zeros(len(prompts), dtype=torch.long, device=scores.device)
@@ -138,6 +137,11 @@ class BatchDecoder(PromptLoop):
         masks = self._to_image(logits[:, None])[:, 0]
         logits = logits.cpu().numpy()
         return [Prediction(*each) for each in zip(masks, scores.tolist(), logits, strict=True)]
+
+    @cached_property
+    def _position(self) -> torch.Tensor:
+        """Position encoding of the image tokens, (1, C, g, g): the same for every image."""
+        return self.sam.prompt_encoder.get_dense_pe().to(self.sam.mask_decoder.iou_token.weight.dtype)
 
     def _tokens(self, prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates (1, P, T, 2) in the model's frame and labels (1, P, T), in SAM's order: points, then the box."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle, is_id, is_number, parse_coco, read_json
+from sam_bigltl.evaluation.files import load_json, whole_file
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
 FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent
@@ -87,26 +87,22 @@ def write_results(path: str | Path, rows: Iterable[tuple[Detection, Sequence[int
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
     try:
-        stream = partial.open("w", encoding="utf-8")
+        with whole_file(Path(path)) as stream:
+            separator = "[\n"
+            for detection, (height, width), counts in rows:
+                row = {
+                    "image_id": detection.image_id,
+                    "category_id": detection.category_id,
+                    "bbox": detection.bbox,
+                    "score": detection.score,
+                    "segmentation": {"size": [int(height), int(width)], "counts": counts},
+                }
+                stream.write(separator + json.dumps(row))
+                separator = ",\n"
+            stream.write("[]\n" if separator == "[\n" else "\n]\n")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from error
-    with stream:
-        separator = "[\n"
-        for detection, (height, width), counts in rows:
-            row = {
-                "image_id": detection.image_id,
-                "category_id": detection.category_id,
-                "bbox": detection.bbox,
-                "score": detection.score,
-                "segmentation": {"size": [int(height), int(width)], "counts": counts},
-            }
-            stream.write(separator + json.dumps(row))
-            separator = ",\n"
-        stream.write("[]\n" if separator == "[\n" else "\n]\n")
-    os.replace(partial, path)
 
 
 def average_precision(
@@ -309,14 +305,8 @@ def _grouped(entries: list[dict[str, Any]], key: str) -> dict[int, list[dict[str
 
 
 def _read_list(path: str | Path) -> list[Any]:
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"detections file {path} does not exist; give a COCO results JSON") from None
-    except OSError as error:
-        raise InputError(f"detections file {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); give a COCO results JSON") from error
+    advice = "give a COCO results JSON"
+    entries = load_json(path, "detections", advice, advice)
     if not isinstance(entries, list):
         raise InputError(f"{path} is not a list of detections; give a COCO results JSON, not the annotations")
     return entries

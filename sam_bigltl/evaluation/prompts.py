@@ -18,9 +18,9 @@ def box_xyxy(bbox: Sequence[float]) -> np.ndarray:
 
 
 def tight_box(mask: np.ndarray) -> np.ndarray:
-    """Box around the pixels of a boolean (H, W) mask, (4,) float64 (x0, y0, x1, y1); x1, y1 are the first outside."""
+    """Box around the pixels of a boolean (H, W) mask that has some, (4,) integers x0, y0, x1, y1; x1, y1 are outside."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def instance_rng(seed: int, image_id: int | str, annotation_id: int | str) -> np.random.Generator:

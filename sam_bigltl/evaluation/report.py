@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage
+from sam_bigltl.evaluation.files import whole_file
 from sam_bigltl.evaluation.results import InstanceResult
 from sam_bigltl.images import read_image
 
@@ -140,7 +140,11 @@ def write_report(
         _settings_table(settings),
     ]
     model = settings.get("model") or settings.get("checkpoint") or "a model"
-    _write(Path(path), _page(f"Evaluation of {model}", body))
+    try:
+        with whole_file(Path(path)) as stream:
+            stream.write(_page(f"Evaluation of {model}", body))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------- text
@@ -387,12 +391,3 @@ def _surroundings(mask: np.ndarray) -> tuple[int, int, int, int]:
 # ---------------------------------------------------------------- file
 def _data(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")  # renamed when complete: half a page looks like a whole one
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from sam_bigltl.bench import device_name
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import CocoImage, Skipped, check_image_files, read_coco
 from sam_bigltl.evaluation.detections import Detection, average_precision, load_detections, write_results
+from sam_bigltl.evaluation.files import whole_file
 from sam_bigltl.evaluation.journal import ImageRecord, Journal, remove_journals
 from sam_bigltl.evaluation.models import predictor_of_callable, predictor_of_checkpoint
 from sam_bigltl.evaluation.report import check_matplotlib, write_report
@@ -102,8 +102,6 @@ class _Found:
 
 def _finish(job: Job, found: _Found, on_record: dict[int | str, ImageRecord], settings: dict[str, Any]) -> None:
     """Write and print the results of all images."""
-    from sam_bigltl.evaluation.cli import format_table
-
     records = [on_record[image.id] for image in found.images]
     results = [result for record in records for result in record.results]
     summary = summary_rows(records, job.plan)
@@ -116,7 +114,8 @@ def _finish(job: Job, found: _Found, on_record: dict[int | str, ImageRecord], se
     if found.detections is not None:
         report["average_precision"] = _write_detections(job, records, found)
     _write_instances(job.output / "instances.csv", results)
-    _write_text(job.output / "results.json", json.dumps(report, indent=2) + "\n")
+    with whole_file(job.output / "results.json") as stream:
+        stream.write(json.dumps(report, indent=2) + "\n")
     if summary:
         print(format_table(summary))
     if found.detections is not None:
@@ -195,15 +194,21 @@ def _write_detections(job: Job, records: Sequence[ImageRecord], found: _Found) -
 
 def _write_instances(path: Path, results: Sequence[InstanceResult]) -> None:
     names = [column.name for column in fields(InstanceResult) if column.name != "counts"]
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
+    with whole_file(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(names)
         writer.writerows([getattr(result, name) for name in names] for result in results)
-    os.replace(partial, path)
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def format_table(summary: Sequence[dict[str, Any]]) -> str:
+    """The summary's rows as aligned plain text, percentages with one decimal and "-" for an empty split."""
+    header = list(summary[0])
+    cells = [header] + [[_cell(name, row[name]) for name in header] for row in summary]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) and name != "keep_ratio" else str(value)

@@ -280,7 +280,7 @@ def _instances(
             clicker = CentreRandomClicker(target, in_frame(target, side), side, rng, centre=prompt == "point")
         box = None
         if prompt == "box":
-            box = tight_box(target) if protocol.box == "tight" else box_xyxy(annotation.bbox)
+            box = tight_box(target).astype(np.float64) if protocol.box == "tight" else box_xyxy(annotation.bbox)
         scored = resampled(target, side) if protocol.resampled_target else target
         instances.append(_Instance(annotation, scored, box, clicker))
     return instances

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
 from ..evaluation.datasets import Annotation, check_image_files, load_coco
+from ..evaluation.prompts import tight_box
 from ..images import read_image
 from .losses import MASK_STRIDE
 
@@ -171,14 +172,8 @@ def _boxed(annotation: Annotation) -> Annotation:
     mask = annotation.mask()
     if not mask.any():
         raise InputError(f"annotation {annotation.id} has neither a box nor a pixel: remove it")
-    x0, y0, x1, y1 = map(float, _tight_box(mask))
+    x0, y0, x1, y1 = map(float, tight_box(mask))
     return replace(annotation, bbox=(x0, y0, x1 - x0, y1 - y0))
-
-
-def _tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 around the pixels of a mask that has some; x1 and y1 are the first ones outside."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -198,7 +193,7 @@ def _prompt(
     mask: np.ndarray, tokens: int, config: SampleConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Box of the mask, and the coordinates and labels of one random prompt with `tokens` tokens, in crop pixels."""
-    x0, y0, x1, y1 = _tight_box(mask)
+    x0, y0, x1, y1 = tight_box(mask)
     box = np.array([x0, y0, x1, y1], np.float32)
     coords, labels = [], []
     with_box = rng.random() < (config.box_share if tokens == 2 else 0.5)
