@@ -8,6 +8,8 @@ Equality with the classes' own forward is tested.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from .two_way import two_way
 
 # Labels of prompt tokens. Boxes are two corner tokens, as in SAM.
 NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+_TOKENS = 1024  # image tokens that are upscaled at once
 
 
 def embed_prompts(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor) -> Tensor:
@@ -57,16 +61,22 @@ def dense_position(prompt_encoder: PromptEncoder, offsets: Tensor, grid: tuple[i
 
 
 def decode(
-    decoder: MaskDecoder, prompt_encoder: PromptEncoder, embeddings: Tensor, position: Tensor, sparse: Tensor
+    decoder: MaskDecoder,
+    prompt_encoder: PromptEncoder,
+    embeddings: Tensor,
+    position: Tensor,
+    sparse: Tensor,
+    choose: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All mask outputs of the decoder, without mask input.
+    """Masks of the decoder's four outputs, without mask input.
 
     Args:
         embeddings, position: (B, C, gh, gw).
         sparse: prompt tokens (B, P, T, C).
+        choose: from the predicted IoU (B, P, 4), the outputs that masks are wanted of, int64 (B, P, k); None for all.
 
     Returns:
-        mask logits (B, P, 4, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
+        mask logits (B, P, k, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
     """
     batch, prompts = sparse.shape[:2]
     gh, gw = embeddings.shape[-2:]
@@ -78,12 +88,18 @@ def decode(
         image, position = image.to(dtype), position.to(dtype)
     image, position = (x.flatten(2).transpose(1, 2).contiguous() for x in (image, position))  # (B, gh * gw, C)
     hidden, image = two_way(decoder.transformer, image, position, tokens)
-    image = _upscale(decoder, image.flatten(0, 1))  # (B * P, gh * gw, 2, 2, 2, 2, C / 8)
-    kernels = [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-    masks = torch.stack(kernels, dim=1) @ image.flatten(1, -2).transpose(1, 2)  # (B * P, 4, 16 gh gw)
-    masks = masks.view(batch, prompts, -1, gh, gw, 2, 2, 2, 2)
-    masks = masks.permute(0, 1, 2, 3, 5, 7, 4, 6, 8).reshape(batch, prompts, -1, 4 * gh, 4 * gw)
-    return masks, decoder.iou_prediction_head(hidden[:, 0]).unflatten(0, (batch, prompts))
+    iou = decoder.iou_prediction_head(hidden[:, 0]).unflatten(0, (batch, prompts))
+    kernels = torch.stack([mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
+    if choose is not None:
+        chosen = choose(iou).flatten(0, 1)[..., None]
+        kernels = kernels.gather(1, chosen.expand(-1, -1, kernels.shape[-1]))
+    # A few prompts at a time, so that what lies between the image tokens and the masks stays in the cache.
+    rows = max(1, _TOKENS // (gh * gw))
+    parts = zip(image.flatten(0, 1).split(rows), kernels.split(rows), strict=True)
+    masks = torch.cat([_upscale(decoder, x).flatten(1, -2) @ kernel.transpose(1, 2) for x, kernel in parts])
+    masks = masks.view(batch, prompts, gh, gw, 2, 2, 2, 2, -1)
+    masks = masks.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).reshape(batch, prompts, -1, 4 * gh, 4 * gw)
+    return masks, iou
 
 
 def _upscale(decoder: MaskDecoder, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -13,7 +15,7 @@ import pytest
 import segment_anything
 import torch
 from evaluation_toy import (  # noqa: F401 - data and stub_model are fixtures
-    AREAS, HEIGHT, TARGETS, WIDTH, FakePredictor, arguments, compressed, data, expected_rows, main, rectangle, script,
+    AREAS, HEIGHT, ROOT, TARGETS, WIDTH, FakePredictor, arguments, compressed, data, expected_rows, main, rectangle, script,
     slow_click, slow_iou, stub_model, toy,
 )  # fmt: skip
 
@@ -172,7 +174,7 @@ def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsy
     assert {"device", "device_name", "dtype", "threads", "annotations", "limit", "seed", "processes"} <= set(settings)
     assert settings["ingredients"] == {
         "mask_select": "argmax", "box": "json", "click_policy": "ritm", "crowds": True, "min_area": 1.0, "refine": [0],
-        "mask_feedback": False, "resampled_target": False,
+        "mask_feedback": False, "resampled_target": False, "skip_empty": False,
     }  # fmt: skip
 
     with (data.out / "instances.csv").open(newline="") as stream:
@@ -184,8 +186,10 @@ def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsy
         ratio = row["keep_ratio"] if row["keep_ratio"] == "auto" else float(row["keep_ratio"])
         iou, _ = expected[ratio, row["prompt"], int(row["clicks"]), int(row["annotation_id"])]
         assert float(row["iou"]) == pytest.approx(iou, abs=1e-9)
-    *table, skipped = capsys.readouterr().out.splitlines()
+    *table, pace, skipped = capsys.readouterr().out.splitlines()
     assert skipped == "skipped: 1 with area < 1"
+    assert pace.startswith("30 masks of 2 images in ") and pace.endswith(" a second")
+    assert (report["this_run"]["masks"], report["this_run"]["images"]) == (30, 2)
     assert table[0].split() == keys.split() and len(table) == 7 and len(set(map(len, table))) == 1
 
 
@@ -198,6 +202,11 @@ def test_script_on_an_untrained_model(data: SimpleNamespace) -> None:
     assert done.returncode == 0 and done.stderr == "", done.stderr
     summary = json.loads((data.out / "results.json").read_text())["summary"]
     assert len(summary) == 6 and all(row["instances"] == 5 and 0 <= row["all"] <= 100 for row in summary)
+    throughput = [str(ROOT / "eval/throughput.py"), "--annotations", str(data.json), "--images", str(data.images)]
+    throughput += ["--checkpoint", str(checkpoint), "--clicks", "1", "--keep-ratio", "0.5"]
+    done = subprocess.run([sys.executable, *throughput], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 images, 10 prompts; identical masks: 10\n") and "ratio: " in done.stdout
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from evaluation_toy import HEIGHT, TARGETS, WIDTH, data, slow_distance, slow_iou, toy  # noqa: F401 - data is a fixture
+from PIL import Image
 
 from sam_bigltl.evaluation import PROTOCOLS, Plan, Protocol, evaluate, load_coco
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage
 from sam_bigltl.evaluation.prompts import instance_rng
 
 SIDE = 16  # of the fake model's frame, pixels; the photograph covers 12 rows of it
@@ -154,6 +157,24 @@ def test_protocol_c_against_slow_computation(data: SimpleNamespace) -> None:  # 
 def custom(**changes) -> Protocol:
     return Protocol(**({"name": "A", "source": "", "mask_select": "argmax", "box": "json", "click_policy": "ritm",
                         "crowds": True} | changes))  # fmt: skip
+
+
+@pytest.mark.parametrize(("protocol", "count"), [("A", 1), ("B", 0)])
+def test_an_empty_mask_of_an_empty_target(tmp_path: Path, protocol: str, count: int) -> None:
+    """B's published code averages without what divides 0 by 0; the others count it as 0."""
+
+    class Empty(Recorder):
+        def predict(self, **prompt):
+            masks, scores, logits = super().predict(**prompt)
+            return np.zeros_like(masks), scores, logits
+
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "1.png")
+    annotation = Annotation(1, 5.0, (2.0, 2.0, 4.0, 4.0), [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]], (HEIGHT, WIDTH))
+    assert not annotation.mask().any()
+    image = CocoImage(1, "1.png", (HEIGHT, WIDTH), [annotation])
+    (record,) = evaluate(Empty(), [image], tmp_path, Plan(protocol=PROTOCOLS[protocol]))
+    steps = len(PROTOCOLS[protocol].refine)
+    assert [result.iou for result in record.results] == [0.0] * steps * count
 
 
 def test_oracle_takes_the_best_fitting_mask(data: SimpleNamespace) -> None:  # noqa: F811

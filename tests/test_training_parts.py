@@ -63,6 +63,28 @@ def test_decoding_equals_segment_anything(prompt: str, build):
             assert torch.allclose(iou[image, :, outputs], quality, atol=1e-4)
 
 
+@torch.no_grad()
+def test_decoding_makes_only_the_masks_asked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sam_bigltl.decode._TOKENS", 40)  # two prompts of 16 tokens at once, then the third
+    sam = tiny_sam()
+    generator = torch.Generator().manual_seed(0)
+    embeddings, position = torch.randn(2, 2, 32, 4, 4, generator=generator)
+    sparse = torch.randn(2, 3, 2, 32, generator=generator)
+    every, iou = decode(sam.mask_decoder, sam.prompt_encoder, embeddings, position, sparse)
+    worst_first = [0, 3]
+
+    def choose(predicted: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(predicted, iou)
+        return predicted.argsort(dim=-1)[..., worst_first]
+
+    some, again = decode(sam.mask_decoder, sam.prompt_encoder, embeddings, position, sparse, choose)
+    assert torch.equal(again, iou) and some.shape == (2, 3, 2, 16, 16)
+    for image in range(2):
+        for prompt in range(3):
+            for place, output in enumerate(iou[image, prompt].argsort()[worst_first]):
+                assert torch.allclose(some[image, prompt, place], every[image, prompt, output], atol=1e-5)
+
+
 def test_positions_of_a_part_are_those_of_the_frame():
     encoder = tiny_sam().prompt_encoder
     whole = encoder.get_dense_pe()

@@ -128,7 +128,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     """The named protocol with the ingredients that were given by themselves."""
     changes: dict[str, Any] = {
         field.name: getattr(args, field.name) for field in fields(Protocol)
-        if field.name not in ("name", "source", "crowds", "min_area", "refine", "resampled_target")
+        if field.name not in ("name", "source", "crowds", "min_area", "refine", "resampled_target", "skip_empty")
         and getattr(args, field.name) is not None
     }  # fmt: skip
     if args.crowds is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,8 +84,16 @@ def _choose(mask_select: str, scores: np.ndarray, masks: Sequence[np.ndarray], t
     return int(np.argmax(scores))
 
 
+def _outputs(mask_select: str, predicted_iou: torch.Tensor) -> torch.Tensor:
+    """The decoder's outputs that a mask is needed of, (..., k) int64, from their predicted IoU (..., 4)."""
+    if mask_select == "argmax":
+        return 1 + predicted_iou[..., 1:].argmax(dim=-1, keepdim=True)
+    wanted = [0] if mask_select == "first" else [1, 2, 3]
+    return torch.tensor(wanted, device=predicted_iou.device).expand(*predicted_iou.shape[:-1], -1)
+
+
 class BatchDecoder(PromptLoop):
-    """The same masks several prompts at a time, and only the chosen one of three brought to the image's size.
+    """The same masks several prompts at a time, and only the masks that can be chosen made at all.
 
     Args:
         predictor: `segment_anything`'s SamPredictor or this project's.
@@ -108,8 +116,7 @@ class BatchDecoder(PromptLoop):
             tokens = 0 if prompt.coords is None else len(prompt.coords)
             by_tokens[tokens, prompt.box is None].append(index)
         for indices in by_tokens.values():
-            for start in range(0, len(indices), self.batch_size):
-                part = indices[start : start + self.batch_size]
+            for part in np.array_split(indices, -(-len(indices) // self.batch_size)):  # none much smaller than others
                 predictions = self._batch([prompts[index] for index in part], mask_select)
                 for index, prediction in zip(part, predictions, strict=True):
                     found[index] = prediction
@@ -122,21 +129,19 @@ class BatchDecoder(PromptLoop):
         weight = sam.mask_decoder.iou_token.weight
         sparse = embed_prompts(sam.prompt_encoder, coords, labels).to(weight.dtype)
         features = predictor.features[:1].to(weight.dtype)
-        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, self._position, sparse)
-        logits, scores = logits[0].float(), scores[0].float()  # (P, 4, h, w), (P, 4)
-        if mask_select == "first":
-            chosen = torch.zeros(len(prompts), dtype=torch.long, device=scores.device)
-        else:
-            chosen = 1 + scores[:, 1:].argmax(dim=1)
+        outputs = partial(_outputs, mask_select)
+        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, self._position, sparse, outputs)
+        scores = scores.gather(2, outputs(scores))[0].float()  # (P, k)
+        logits = logits[0].float()  # (P, k, h, w)
+        masks = self._to_image(logits)  # (P, k, H, W)
+        chosen = np.zeros(len(prompts), dtype=np.int64)
         if mask_select == "oracle":
-            masks = self._to_image(logits[:, 1:])
-            best = [_choose("oracle", s, m, p.target) for s, m, p in zip(scores, masks, prompts, strict=True)]
-            chosen = 1 + torch.tensor(best, device=scores.device)
-        row = torch.arange(len(prompts), device=scores.device)
-        logits, scores = logits[row, chosen], scores[row, chosen]
-        masks = self._to_image(logits[:, None])[:, 0]
-        logits = logits.cpu().numpy()
-        return [Prediction(*each) for each in zip(masks, scores.tolist(), logits, strict=True)]
+            chosen[:] = [_choose("oracle", s, m, p.target) for s, m, p in zip(scores, masks, prompts, strict=True)]
+        scores, logits = scores.cpu().numpy(), logits.cpu().numpy()
+        return [
+            Prediction(masks[row, which], float(scores[row, which]), logits[row, which])
+            for row, which in enumerate(chosen)
+        ]
 
     @cached_property
     def _position(self) -> torch.Tensor:

@@ -69,7 +69,6 @@ class Clicker(_Clicks):
         """`target`: boolean (H, W) ground truth."""
         super().__init__()
         self.target = target
-        self.unclicked = np.ones(target.shape, dtype=bool)
 
     def click(self, prediction: np.ndarray, logits: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Add the click that answers `prediction`, a boolean (H, W) mask (all False before the first click).
@@ -77,13 +76,25 @@ class Clicker(_Clicks):
         Returns:
             All n clicks so far: (n, 2) float32 coordinates (x, y) in pixels and (n,) int32 labels.
         """
-        missed = _distance_to_border(self.target & ~prediction) * self.unclicked
-        spilled = _distance_to_border(~self.target & prediction) * self.unclicked
-        positive = bool(missed.max() > spilled.max())
-        distance = missed if positive else spilled
-        y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-        self.unclicked[y, x] = False
-        return self._add(int(x), int(y), int(positive))
+        missed = self._farthest(self.target & ~prediction)
+        spilled = self._farthest(~self.target & prediction)
+        positive = missed[0] > spilled[0]
+        _, x, y = missed if positive else spilled
+        return self._add(x, y, int(positive))
+
+    def _farthest(self, region: np.ndarray) -> tuple[float, int, int]:
+        """Distance to the border of a region's innermost pixel that was not clicked, and its x, y; 0, 0, 0 if none."""
+        x0, y0, width, height = cv2.boundingRect(region.view(np.uint8))
+        if width == 0:
+            return 0.0, 0, 0
+        # What lies around the bounding box is outside, so that the distances within are those of the whole image.
+        distance = _distance_to_border(region[y0 : y0 + height, x0 : x0 + width])
+        for x, y in self.coords:
+            if x0 <= x < x0 + width and y0 <= y < y0 + height:
+                distance[int(y) - y0, int(x) - x0] = 0
+        y, x = divmod(int(distance.argmax()), width)
+        farthest = float(distance[y, x])
+        return (farthest, x0 + x, y0 + y) if farthest else (0.0, 0, 0)
 
 
 class CentreRandomClicker(_Clicks):

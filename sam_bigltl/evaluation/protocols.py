@@ -30,6 +30,7 @@ class Protocol:
         refine: numbers of corrective points after a box at which IoU is taken; 0 is the box alone.
         mask_feedback: whether each further prediction of an instance is given the logits of the one before.
         resampled_target: score against the mask brought into the model's frame and back, as EdgeSAM's code does.
+        skip_empty: leave out an instance whose target and predicted mask are both empty, which otherwise counts 0.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Protocol:
     refine: tuple[int, ...] = (0,)
     mask_feedback: bool = False
     resampled_target: bool = False
+    skip_empty: bool = False
 
 
 PROTOCOLS = {
@@ -49,7 +51,7 @@ PROTOCOLS = {
     # The published numbers are of the single mask; a box is followed by one and two random points of the error.
     "B": Protocol(
         "B", "EdgeSAM, arXiv 2312.06660", "first", "json", "centre-random", crowds=False, min_area=0.0,
-        refine=(0, 1, 2), resampled_target=True,
+        refine=(0, 1, 2), resampled_target=True, skip_empty=True,
     ),
     # No code was released: crowds, which the paper does not mention, are left out.
     "C": Protocol("C", "EfficientSAM, arXiv 2312.00863", "argmax", "tight", "random", crowds=False),

@@ -305,14 +305,19 @@ def _run_prompts(
             each.prediction, each.points = prediction, len(each.clicker.coords)
         if step in wanted:
             record.decode_seconds[_key(ratio, prompt, step)] = seconds
-            counts = encode_masks([each.prediction.mask for each in instances])
+            scored = [each for each in instances if not (protocol.skip_empty and _empty(each))]
+            counts = encode_masks([each.prediction.mask for each in scored])
             record.results += [
                 InstanceResult(
                     record.image_id, each.annotation.id, each.annotation.area, ratio, prompt, step,
                     mask_iou(each.prediction.mask, each.target), each.prediction.predicted_iou, rle,
                 )
-                for each, rle in zip(instances, counts, strict=True)
+                for each, rle in zip(scored, counts, strict=True)
             ]  # fmt: skip
+
+
+def _empty(each: _Instance) -> bool:
+    return not (each.target.any() or each.prediction.mask.any())
 
 
 def _add_clicks(instances: Sequence[_Instance]) -> None:
