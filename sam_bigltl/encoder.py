@@ -10,13 +10,14 @@ Shapes: B images, N = gh * gw tokens, C big width, C_E little width, K = round(k
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import EBlock, PBlock
 from .errors import InputError
@@ -88,6 +89,21 @@ class EncoderConfig:
         return groups
 
 
+@dataclass
+class Taps:
+    """What a forward pass leaves for distillation in the `taps` of an encoder, by layer.
+
+    Attributes:
+        layers: C-wide tokens (B, N, C) after a layer: after every layer that ran on all tokens, else after the last of
+            those that shared a selection.
+        little: after the last layer that shared a selection, the little path's estimate of these tokens (B, N, C) and
+            the router's scores (B, N).
+    """
+
+    layers: dict[int, Tensor] = field(default_factory=dict)
+    little: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
 class Transition(nn.Module):
     """What one group of layers adds to the blocks: into the little stream, the router, and back to C-wide tokens."""
 
@@ -103,7 +119,8 @@ class BigLittleEncoder(nn.Module):
 
     `keep_ratio` is the run-time setting: a float in (0, 1] (the share of tokens on the big path), a sequence with one
     float a stage, or "auto" (each image takes the fewest tokens whose importance adds up to `auto_mass`).
-    At 1.0 it computes exactly the dense ViT. `last_route` says what the last forward pass selected.
+    At 1.0 it computes exactly the dense ViT. `last_route` says what the last forward pass selected; where `taps` is a
+    `Taps`, it is filled. `gradient_checkpointing` trades time for memory in training.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -135,6 +152,8 @@ class BigLittleEncoder(nn.Module):
             self.transitions = nn.ModuleList(Transition(dim, little) for _ in config.groups)
         self.auto_mass = 0.9
         self.last_route: Route | None = None
+        self.taps: Taps | None = None
+        self.gradient_checkpointing = False
         self._keep_ratio: KeepRatio = 1.0
         self._geometries: dict[tuple, Geometry] = {}
 
@@ -204,7 +223,9 @@ class BigLittleEncoder(nn.Module):
             ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
             if ratio == 1.0:
                 for layer in layers:
-                    x = self.blocks[layer](x, big)
+                    x = self._run(self.blocks[layer], x, big)
+                    if self.taps is not None:
+                        self.taps.layers[layer] = x
                 every = torch.arange(gh * gw, device=x.device).expand(batch, -1)
                 route.append(RouteGroup(tuple(layers), every, None))
             else:
@@ -225,11 +246,21 @@ class BigLittleEncoder(nn.Module):
         small = self._geometry(big.grid, self.config.little_window, x.device)
         selected = selection.gather(x)  # (B, K, C)
         for layer in layers:
-            selected = self.blocks[layer].routed(selected, little, selection, big, gate)
-            little = self.little_blocks[layer](little, small)
+            selected = self._run(self.blocks[layer].routed, selected, little, selection, big, gate)
+            little = self._run(self.little_blocks[layer], little, small)
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
-        x = selection.scatter(x + transition.up(little), selected)
+        estimate = x + transition.up(little)
+        x = selection.scatter(estimate, selected)
+        if self.taps is not None:
+            self.taps.layers[layers[-1]] = x
+            self.taps.little[layers[-1]] = (estimate, scores)
         return x, RouteGroup(tuple(layers), indices, scores.detach())
+
+    def _run(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """A block; with `gradient_checkpointing` it is computed again in the backward pass instead of stored."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _count(self, scores: Tensor, ratio: float | str) -> int:
         tokens = scores.shape[1]

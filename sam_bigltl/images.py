@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 
@@ -22,25 +23,34 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
     an animation the first frame is read. Raises InputError when there is no readable picture at `path`.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the path of one image file")
+    if not path.exists():
+        raise InputError(f"image not found: {path}: check the path")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
+    return _decode(path, path)
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """A picture that is in memory, as `read_image` reads it; `name` is for the message."""
+    return _decode(BytesIO(content), name)
+
+
+def _decode(file: Path | BytesIO, name: Path | str) -> np.ndarray:
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the path of one image file")
-        if not path.exists():
-            raise InputError(f"image not found: {path}: check the path")
-        if path.is_file() and path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), path)
+            return _to_rgb(ImageOps.exif_transpose(image), name)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that Pillow can read: give a JPEG, PNG or other image file") from None
+        raise InputError(f"{name} is not an image that Pillow can read: give a JPEG, PNG or other image file") from None
     except PermissionError:
-        raise InputError(f"{path} cannot be opened: permission denied") from None
+        raise InputError(f"{name} cannot be opened: permission denied") from None
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is damaged or incomplete ({reason}): save or download it again") from None
+        raise InputError(f"{name} is damaged or incomplete ({reason}): save or download it again") from None
 
 
 def write_image(path: str | PathLike[str], image: np.ndarray) -> None:
@@ -57,7 +67,7 @@ def write_image(path: str | PathLike[str], image: np.ndarray) -> None:
         raise InputError(f"cannot write {path}: {reason}") from None
 
 
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+def _to_rgb(image: Image.Image, path: Path | str) -> np.ndarray:
     if image.mode.startswith("I"):  # "I;16" and its byte orders, and "I", in which 16-bit grey may also be held
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
 
 from ..bench import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
-from ..evaluation.datasets import check_image_files, load_coco
-from ..evaluation.runner import Plan, evaluate, summary_rows
-from ..predictor import SamPredictor
 from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
 from .curve import plot_log
 from .loop import TrainConfig, Trainer, make_batches
 from .photos import preprocessed
+from .validation import Validation
 
 EXAMPLES = """\
 examples:
@@ -193,34 +188,3 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
     print("warm start: fitting the little path to the teacher in closed form", flush=True)
     warm_start(sam, preprocessed(sam, args.images, count=48, seed=args.seed))
     return sam
-
-
-class Validation:
-    """Protocol A on evenly spaced images, at each keep ratio, with given weights.
-
-    Args:
-        sam: the model in training; a copy of it is evaluated.
-        annotations, folder: COCO-format masks and the folder of their images.
-        count: images.
-    """
-
-    def __init__(self, sam: Sam, annotations: Path, folder: Path, count: int, keep_ratios: tuple[float, ...]) -> None:
-        images = load_coco(annotations)
-        chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
-        self.images = [images[index] for index in chosen]
-        check_image_files(self.images, folder)
-        self.folder = folder
-        self.sam = copy.deepcopy(sam).eval()
-        self.keep_ratios = sorted(set(keep_ratios), reverse=True)
-
-    def __call__(self, weights: dict[str, Tensor]) -> list[dict]:
-        """Rows with keep_ratio, prompt, clicks and mIoU in percent."""
-        self.sam.load_state_dict(weights)
-        plan = Plan(keep_ratios=tuple(self.keep_ratios), prompts=("box", "point"), clicks=(1,))
-        records = evaluate(SamPredictor(self.sam), self.images, self.folder, plan)
-        unread = [record.error for record in records if record.error]
-        if unread:
-            raise InputError(unread[0])
-        rows = summary_rows(records, plan)
-        keys = ("keep_ratio", "prompt", "clicks", "all", "small", "medium", "large", "instances")
-        return [{key: round(row[key], 3) if isinstance(row[key], float) else row[key] for key in keys} for row in rows]

@@ -19,13 +19,15 @@ def plot_log(folder: Path) -> Path:
         rows = list(csv.DictReader(file))
     images = np.array([int(row["images"]) for row in rows]) / 1000
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for key in ("loss", "bce", "dice"):
-        left.plot(images, [float(row[key]) for row in rows], label=key, linewidth=1)
-    if any(float(row["cosine"]) for row in rows):
-        left.plot(images, [float(row["cosine"]) for row in rows], label="1 - cosine to teacher", linewidth=1)
+    names = {"loss": "loss", "bce": "bce", "dice": "dice", "cosine": "1 - cosine to teacher", "mse": "relative squared error"}
+    for key, name in names.items():
+        values = [float(row[key]) for row in rows if key in row]
+        if any(values):
+            left.plot(images, values, label=name, linewidth=1)
     left.set(xlabel="thousand images seen", ylabel="training loss", ylim=(0, None))
-    iou = [100 * float(row["iou"]) for row in rows]
-    right.plot(images, iou, color="0.7", linewidth=1, label="training, all prompts")
+    if "iou" in rows[0]:
+        iou = [100 * float(row["iou"]) for row in rows]
+        right.plot(images, iou, color="0.7", linewidth=1, label="training, all prompts")
     if (folder / "val.csv").exists():
         with open(folder / "val.csv", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -36,7 +38,8 @@ def plot_log(folder: Path) -> Path:
     right.set(xlabel="thousand images seen", ylabel="mIoU, %", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.has_data():
+            axes.legend(fontsize=8)
     path = folder / "curve.png"
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

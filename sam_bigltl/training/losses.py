@@ -101,13 +101,69 @@ def embedding_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> tuple[Ten
         valid: (B, gh, gw), true where the token shows any of the image.
 
     Returns:
-        two scalars: mean of 1 - cosine over valid tokens, mean squared error over them relative to the teacher's
-        mean square.
+        two scalars, means over the images: of 1 - cosine over an image's valid tokens, and of the squared error there
+        relative to the teacher's square.
     """
     student, teacher = student.float(), teacher.float()
     valid = valid.to(student.dtype)
-    count = valid.sum().clamp(min=1)
-    cosine = ((1 - F.cosine_similarity(student, teacher, dim=1)) * valid).sum() / count
-    error = ((student - teacher).square().mean(dim=1) * valid).sum() / count
-    power = (teacher.square().mean(dim=1) * valid).sum() / count
-    return cosine, error / power.clamp(min=1e-12)
+    cosine = ((1 - F.cosine_similarity(student, teacher, dim=1)) * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+    return cosine.mean(), relative_error(student, teacher, valid)
+
+
+def relative_error(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Squared error over an image's valid tokens relative to the teacher's square there, mean over the images.
+
+    Args:
+        student, teacher: (B, C, *grid); valid: (B, *grid).
+    """
+    student, teacher = student.float(), teacher.float()
+    places = tuple(range(1, valid.dim()))
+    error = ((student - teacher).square().mean(dim=1) * valid).sum(places)
+    power = (teacher.square().mean(dim=1) * valid).sum(places)
+    return (error / power.clamp(min=1e-12)).mean()
+
+
+def router_loss(scores: Tensor, error: Tensor) -> Tensor:
+    """Cross-entropy of a router's scores with the share that each token has of the little path's error.
+
+    Args:
+        scores: (B, N), summing to 1 over an image.
+        error: squared error of every token where the big path does not help, (B, N); no gradient goes into it.
+    """
+    wanted = error.detach().float()
+    wanted = wanted / wanted.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    return -(wanted * scores.float().clamp(min=1e-12).log()).sum(dim=1).mean()
+
+
+@dataclass
+class TeacherMaskLoss:
+    """Losses against a teacher's masks, and the share of prompts' mask pixels on which both agree (IoU), scalars."""
+
+    bce: Tensor
+    dice: Tensor
+    iou_head: Tensor
+    iou: Tensor
+
+
+def teacher_mask_loss(
+    logits: Tensor, iou_pred: Tensor, teacher_logits: Tensor, teacher_iou_pred: Tensor, valid: Tensor
+) -> TeacherMaskLoss:
+    """Each mask output against the teacher's same output, thresholded (EdgeSAM, arXiv 2312.06660).
+
+    Args:
+        logits, teacher_logits: (B, P, 4, h, w); iou_pred, teacher_iou_pred: (B, P, 4).
+        valid: mask pixels that show the photograph, boolean (B, h, w).
+    """
+    logits, weight = logits.float(), valid[:, None, None].float()
+    inside = teacher_logits > 0
+    target = inside.float()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    bce = (bce * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)
+    probability = logits.sigmoid() * weight
+    overlap = (probability * target).sum((-2, -1))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + (target * weight).sum((-2, -1)) + 1)
+    with torch.no_grad():
+        ours, theirs = (logits > 0) & (weight > 0), inside & (weight > 0)
+        iou = (ours & theirs).sum((-2, -1)) / (ours | theirs).sum((-2, -1)).clamp(min=1)
+    iou_head = F.mse_loss(iou_pred.float(), teacher_iou_pred.float())
+    return TeacherMaskLoss(bce.mean(), dice.mean(), iou_head, iou.mean())

@@ -1,0 +1,159 @@
+"""The teacher's embeddings on disk: computed once, read at every epoch.
+
+A folder of safetensors files, one for each group of photographs, with an embedding (C, g, g) in float16 under each
+photograph's name, and `index.jsonl`: a line that says whose embeddings they are, then one for each file with its SHA-256
+and names. A file is listed once it is whole, so that an interrupted run goes on with the next group.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from ..errors import InputError
+from .sources import Photo, Skipped, Source
+
+GROUP = 64  # photographs a file, which is what an interruption costs at most
+OPEN_FILES = 32
+
+
+class EmbeddingCache:
+    """Embeddings in `folder`.
+
+    Args:
+        folder: made if it is not there.
+        teacher: fingerprint of the teacher's weights and input size.
+
+    Raises:
+        InputError: the folder holds another teacher's embeddings, or its index is damaged.
+    """
+
+    def __init__(self, folder: Path, teacher: str) -> None:
+        self.folder = folder
+        self.digests: dict[str, str] = {}  # by file
+        self.skipped: dict[str, str] = {}  # reasons by name
+        self._file_of: dict[str, str] = {}  # by photograph
+        self._done: set[str] = set()  # units of which nothing is missing
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._lines = [{"teacher": teacher}] if not self.index_path.exists() else []  # to be written
+        if self.index_path.exists():
+            self._read_index(teacher)
+
+    @property
+    def index_path(self) -> Path:
+        return self.folder / "index.jsonl"
+
+    def _read_index(self, teacher: str) -> None:
+        lines = self.index_path.read_bytes().split(b"\n")
+        if lines[-1]:  # cut off while it was written
+            os.truncate(self.index_path, sum(len(line) + 1 for line in lines[:-1]))
+        try:
+            first, *rest = (json.loads(line) for line in lines[:-1])
+            theirs = first["teacher"]
+            for line in rest:
+                if line["file"]:
+                    self.digests[line["file"]] = line["sha256"]
+                    self._file_of |= dict.fromkeys(line["keys"], line["file"])
+                self._done |= set(line["done"])
+                self.skipped |= line["skipped"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{self.index_path} is no index of embeddings: remove {self.folder}, start again") from None
+        if theirs != teacher:
+            raise InputError(f"{self.folder} holds the embeddings of another teacher: give another --cache")
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The embedding (C, g, g) float16 of a photograph, or None if there is none."""
+        name = self._file_of.get(key)
+        if name is None:
+            return None
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="numpy")
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(name)
+        return self._open[name].get_tensor(key)
+
+    def verify(self) -> None:
+        """Read every file and raise InputError unless its SHA-256 is the index's."""
+        for name, digest in self.digests.items():
+            try:
+                content = (self.folder / name).read_bytes()
+            except OSError:
+                content = b""
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise InputError(f"{self.folder / name} is damaged: remove {self.folder} and start again")
+
+    def fill(
+        self, source: Source, embed: Callable[[Photo], np.ndarray], size: tuple[int, int, int], progress: bool = True
+    ) -> None:
+        """Compute what is missing; `skipped` says what could not be.
+
+        Args:
+            embed: the embedding of one photograph.
+            size: its shape.
+
+        Raises:
+            InputError: there is not enough space, by the estimate made before the first embedding or in the end.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob("*.part"):
+            leftover.unlink()
+        count, present, bytes_each = source.estimate(), len(self._file_of), int(np.prod(size)) * 2
+        needed, free = max(0, count - present) * bytes_each, shutil.disk_usage(self.folder).free
+        print(
+            f"cache: about {count} embeddings of {bytes_each / 1e6:.2f} MB are {count * bytes_each / 1e9:.2f} GB; "
+            f"{present} are there, {free / 1e9:.1f} GB are free", flush=True,
+        )  # fmt: skip
+        if needed > free:
+            raise InputError(f"--cache {self.folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        group, done, skipped = {}, [], {}
+        with tqdm(total=count, initial=present, unit="image", disable=None if progress else True) as bar:
+            for unit in source.units():
+                if unit in self._done or unit in self._file_of:  # photographs of their own are their units
+                    continue
+                for photo in source.unit(unit):
+                    if isinstance(photo, Skipped):
+                        skipped[photo.key] = photo.reason
+                    elif photo.key not in self._file_of:
+                        group[photo.key] = embed(photo).astype(np.float16)
+                        bar.update()
+                    if len(group) >= GROUP:
+                        self._write(group, done, skipped)
+                        group, done, skipped = {}, [], {}
+                if unit not in group:
+                    done.append(unit)
+            self._write(group, done, skipped)
+
+    def _write(self, group: dict[str, np.ndarray], done: list[str], skipped: dict[str, str]) -> None:
+        """Write a group, then its line of the index."""
+        try:
+            name = f"embeddings_{len(self.digests):06d}.safetensors" if group else None
+            if name:
+                partial = self.folder / f"{name}.part"
+                save_file(group, partial)
+                self.digests[name] = hashlib.sha256(partial.read_bytes()).hexdigest()
+                os.replace(partial, self.folder / name)
+            self._lines.append({
+                "file": name, "sha256": self.digests.get(name), "keys": list(group), "done": done, "skipped": skipped
+            })  # fmt: skip
+            with self.index_path.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(line) + "\n" for line in self._lines)
+        except (OSError, SafetensorError) as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
+            reason = "the disk is full: make room and start again, it goes on here" if full else error
+            raise InputError(f"--cache {self.folder}: {reason}") from None
+        self._lines = []
+        self._file_of |= dict.fromkeys(group, name)
+        self.skipped |= skipped

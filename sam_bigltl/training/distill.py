@@ -1,0 +1,172 @@
+"""Distillation of a big.LITTLE student from a Sam, from photographs in any number, on any number of processes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import InputError
+from .cache import EmbeddingCache
+from .config import LoopConfig
+from .engine import Batch, Loop
+from .frames import FrameConfig, FrameStreams, Part
+from .objectives import EmbeddingObjective, PromptObjective, Weights
+from .sources import START, Cursor, Photo, Source
+from .workers import ignore_interrupts, loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(LoopConfig):
+    """Settings of a stage.
+
+    Attributes:
+        stage: 1 (embeddings) or 2 (prompts in the loop).
+        streams: that the photographs are read as, a divisor of `batch_size` and a multiple of the number of processes.
+        accumulate: micro-batches a process and step.
+        prompts, rounds: objects an image and corrective points each, of stage 2.
+        weight_embedding, weight_layers, weight_router, weight_masks: see `Weights`.
+        checkpointing: compute blocks again in the backward pass instead of storing them.
+        cached: whether the teacher's embeddings come from a cache; frames are then never mirrored.
+    """
+
+    stage: int
+    streams: int = 1
+    accumulate: int = 1
+    prompts: int = 16
+    rounds: int = 1
+    weight_embedding: float = 1.0
+    weight_layers: float = 0.0
+    weight_router: float = 0.0
+    weight_masks: float = 1.0
+    checkpointing: bool = False
+    cached: bool = False
+
+
+class Distiller(Loop):
+    """One stage of distillation in a folder; `skipped.csv` there names what could not be used, and why.
+
+    Args:
+        student: on its device; teacher: likewise, frozen here.
+        source: of photographs.
+        cache: of the teacher's embeddings, filled; or None to run the teacher.
+        output, validate: see `Loop`.
+    """
+
+    keep_statistics = True
+
+    def __init__(
+        self,
+        student: Sam,
+        teacher: Sam,
+        source: Source,
+        config: DistillConfig,
+        output: Path,
+        cache: EmbeddingCache | None = None,
+        validate: Callable[[dict[str, Tensor]], list[dict]] | None = None,
+    ) -> None:
+        teacher.eval().requires_grad_(False)
+        weights = Weights(config.weight_embedding, config.weight_layers, config.weight_router, config.weight_masks)
+        objective = (EmbeddingObjective if config.stage == 1 else PromptObjective)(student, teacher, weights)
+        super().__init__(student, objective, config, output, validate)
+        student.image_encoder.gradient_checkpointing = config.checkpointing
+        self.source, self.cache = source, cache
+        self.frames = FrameConfig(
+            student.image_encoder.img_size, config.prompts if config.stage == 2 else 0, config.rounds,
+            flip=not config.cached,
+        )  # fmt: skip
+        self.skipped: dict[str, str] = {}
+        processes = self.accelerator.num_processes
+        if config.streams % processes:
+            raise InputError(f"--streams {config.streams} is no multiple of the {processes} processes")
+        if config.batch_size % config.streams:
+            raise InputError(f"--batch-size {config.batch_size} is no multiple of --streams {config.streams}")
+        if config.batch_size // processes % config.accumulate:
+            raise InputError(
+                f"--accumulate {config.accumulate} does not divide the {config.batch_size // processes} images of a process"
+            )
+        self.mine = list(range(config.streams))[self.accelerator.process_index :: processes]
+        self.cursors: dict[int, Cursor] = dict.fromkeys(self.mine, START)
+
+    def micro_batches(self) -> Iterator[list[Batch]]:
+        config = self.config
+        streams = FrameStreams(
+            self.source, self.frames, self.mine, config.streams, config.batch_size // config.streams, config.seed,
+            dict(self.cursors), self.step, self.cache,
+        )  # fmt: skip
+        # Workers take streams in turn, which keeps their order only where they have equally many.
+        workers = max((n for n in range(config.workers + 1) if n == 0 or len(self.mine) % n == 0), default=0)
+        loader = DataLoader(
+            streams, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None,
+            worker_init_fn=ignore_interrupts,
+        )  # fmt: skip
+        parts: list[Part] = []
+        for part in loaded(loader):
+            parts.append(part)
+            if len(parts) < len(self.mine):
+                continue
+            for each in parts:
+                self.cursors[each.stream] = each.cursor
+                self.skipped |= {skipped.key: skipped.reason for skipped in each.skipped}
+            whole = {key: torch.cat([each.arrays[key] for each in parts]) for key in parts[0].arrays}
+            chunks = {key: value.chunk(config.accumulate) for key, value in whole.items()}
+            parts = []
+            yield [{key: chunks[key][i] for key in chunks} for i in range(config.accumulate)]
+
+    def extra_state(self) -> dict[str, Any]:
+        gathered = gather_object([(self.cursors, self.skipped)])
+        cursors = {stream: cursor for own, _ in gathered for stream, cursor in own.items()}
+        skipped = {key: reason for _, own in gathered for key, reason in own.items()}
+        if self.first and skipped:
+            write_skipped(self.output / "skipped.csv", skipped)
+        return {"cursors": cursors, "skipped": skipped}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.cursors = {stream: tuple(state["cursors"][stream]) for stream in self.mine}
+        self.skipped = dict(state["skipped"])
+
+
+def write_skipped(path: Path, skipped: dict[str, str]) -> None:
+    """Names and reasons, one a line."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "reason"))
+        writer.writerows(sorted(skipped.items()))
+
+
+def fingerprint(sam: Sam) -> str:
+    """SHA-256 of a Sam's encoder: the weights and the shape of its input."""
+    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
+    for name, value in sorted(sam.image_encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fill_cache(folder: Path, source: Source, teacher: Sam, precision: str) -> EmbeddingCache:
+    """The cache in `folder` with an embedding of every photograph that can be read; they are verified."""
+    cache = EmbeddingCache(folder, f"{fingerprint(teacher)} {precision}")
+    cache.verify()
+    resize = ResizeLongestSide(teacher.image_encoder.img_size)
+    device = teacher.device.type
+
+    @torch.inference_mode()
+    def embed(photo: Photo) -> np.ndarray:
+        pixels = torch.as_tensor(resize.apply_image(photo.pixels), device=teacher.device).permute(2, 0, 1)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            return teacher.image_encoder(teacher.preprocess(pixels)[None])[0].float().cpu().numpy()
+
+    config = teacher.image_encoder.config
+    cache.fill(source, embed, (config.out_chans, config.side, config.side))
+    return cache

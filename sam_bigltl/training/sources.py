@@ -1,0 +1,233 @@
+"""Photographs for distillation: folders, COCO-format JSON, and SA-1B's tar shards.
+
+A source is read as `count` endless streams that together go through everything once an epoch, in an order drawn from
+the seed. Which stream a photograph is in does not depend on the number of processes, and a cursor says where a stream
+is, so that a run goes on exactly, on any number of processes that divides `count`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
+from ..images import decode_image, read_image
+from .photos import SUFFIXES
+
+Cursor = tuple[int, int]  # what a stream has been through: units (photographs or shards), and photographs of the next
+START: Cursor = (0, 0)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph: its name in the source, pixels uint8 RGB (H, W, 3), and COCO RLEs of its objects, if any."""
+
+    key: str
+    pixels: np.ndarray = field(repr=False)
+    masks: Sequence[dict[str, Any]] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A photograph or shard that cannot be used, and why, in one line."""
+
+    key: str
+    reason: str
+
+
+class Source(ABC):
+    """Where photographs come from. `has_masks`: whether they come with objects."""
+
+    has_masks: bool
+
+    @abstractmethod
+    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+        """Stream `index` of `count` from `cursor` on, endless; each item with the cursor after it."""
+
+    @abstractmethod
+    def units(self) -> list[str]:
+        """Names of the parts that `unit` reads: shards, or the photographs themselves."""
+
+    @abstractmethod
+    def unit(self, name: str) -> Iterator[Photo | Skipped]:
+        """The photographs of one part, in its order."""
+
+    @abstractmethod
+    def estimate(self) -> int:
+        """About how many photographs there are, without reading them."""
+
+
+class ListedSource(Source):
+    """Photographs that are files of their own.
+
+    Args:
+        entries: (key, path, image of the JSON or None).
+    """
+
+    def __init__(self, entries: Sequence[tuple[str, Path, CocoImage | None]]) -> None:
+        self.entries = {key: (path, image) for key, path, image in entries}
+        self.keys = list(self.entries)
+        self.has_masks = any(image is not None for _, image in self.entries.values())
+
+    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+        taken, total = cursor[0], len(self.keys)
+        order, drawn = None, -1
+        while True:
+            epoch, place = divmod(taken * count + index, total)
+            if epoch != drawn:
+                order, drawn = np.random.default_rng([seed, epoch]).permutation(total), epoch
+            taken += 1
+            yield (taken, 0), self._read(self.keys[order[place]])
+
+    def units(self) -> list[str]:
+        return self.keys
+
+    def unit(self, name: str) -> Iterator[Photo | Skipped]:
+        yield self._read(name)
+
+    def estimate(self) -> int:
+        return len(self.keys)
+
+    def _read(self, key: str) -> Photo | Skipped:
+        path, image = self.entries[key]
+        try:
+            pixels = read_image(path)
+        except InputError as error:
+            return Skipped(key, str(error))
+        if image is None:
+            return Photo(key, pixels)
+        if pixels.shape[:2] != image.size:
+            return Skipped(key, f"is {pixels.shape[1]} x {pixels.shape[0]}, the JSON says {image.size[1]} x {image.size[0]}")
+        return Photo(key, pixels, [each.rle() for each in image.annotations if not each.iscrowd])
+
+
+class ShardSource(Source):
+    """SA-1B's layout: tar files with `sa_1.jpg`, `sa_1.json` and so on, read from front to back as streams.
+
+    Args:
+        shards: paths, or what else `webdataset` opens.
+    """
+
+    has_masks = True
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self.shards = list(shards)
+
+    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+        # With fewer shards than streams each shard is shared: piece p of it has every `parts`-th photograph.
+        parts = -(-count // len(self.shards))
+        total, (taken, inside) = parts * len(self.shards), cursor
+        while True:
+            epoch, place = divmod(taken * count + index, total)
+            piece = int(np.random.default_rng([seed, epoch]).permutation(total)[place])
+            shard, part = divmod(piece, parts)
+            for number, item in enumerate(self._read(self.shards[shard], part, parts, inside), inside + 1):
+                yield (taken, number), item
+            taken, inside = taken + 1, 0
+
+    def units(self) -> list[str]:
+        return self.shards
+
+    def unit(self, name: str) -> Iterator[Photo | Skipped]:
+        return self._read(name, 0, 1, 0)
+
+    def estimate(self) -> int:
+        """From the first shard's number of photographs and the sizes of the files."""
+        local = [Path(shard) for shard in self.shards if Path(shard).is_file()]
+        if not local:
+            return 11_000 * len(self.shards)  # SA-1B: 11 M in 1,000
+        count = sum(1 for _ in _samples(str(local[0]), []))
+        return round(count * sum(path.stat().st_size for path in local) / max(1, local[0].stat().st_size))
+
+    def _read(self, shard: str, part: int, parts: int, start: int) -> Iterator[Photo | Skipped]:
+        """Every `parts`-th photograph from number `part` on, without the first `start` of these."""
+        errors: list[Exception] = []
+        for number, sample in enumerate(_samples(shard, errors)):
+            if number % parts == part and number // parts >= start:
+                yield _photo(sample, Path(shard).name)
+        if errors:
+            reason = " ".join(str(errors[0].args[0] if errors[0].args else errors[0]).split())
+            yield Skipped(Path(shard).name, f"the rest of the shard cannot be read ({reason.split(' @ ')[0]})")
+
+
+def _samples(shard: str, errors: list[Exception]) -> Iterator[dict[str, Any]]:
+    from webdataset.tariterators import tarfile_samples  # takes a second to import
+
+    def note(error: Exception) -> bool:
+        errors.append(error)
+        return True
+
+    return tarfile_samples([{"url": shard}], handler=note)
+
+
+def _photo(sample: dict[str, Any], shard: str) -> Photo | Skipped:
+    key = f"{shard}/{sample['__key__']}"
+    content = next((sample[suffix[1:]] for suffix in sorted(SUFFIXES) if suffix[1:] in sample), None)
+    if content is None:
+        return Skipped(key, "has no image beside it")
+    try:
+        pixels = decode_image(content, key)
+        if "json" not in sample:
+            return Photo(key, pixels)
+        return Photo(key, pixels, _masks(sample["json"], key, pixels.shape[:2]))
+    except InputError as error:
+        return Skipped(key, str(error))
+
+
+def _masks(content: bytes, key: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+    try:
+        masks = [annotation["segmentation"] for annotation in json.loads(content)["annotations"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"{key}.json is not SA-1B's: it needs 'annotations' with a 'segmentation' each") from None
+    image = CocoImage(key, key, size)
+    for number, mask in enumerate(masks):
+        if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+            raise InputError(f"{key}.json: segmentation {number} is no compressed RLE")
+        check_rle(mask, image, f"{key}.json: segmentation {number}")
+    return masks
+
+
+def open_source(data: str, images: Path | None = None) -> Source:
+    """The photographs that `data` names.
+
+    Args:
+        data: a COCO-format JSON (with `images`, the folder of its photographs), a folder of photographs or of tar
+            shards, or shards such as `sa_{000000..000009}.tar`.
+
+    Raises:
+        InputError: there is nothing of the kind.
+    """
+    path = Path(data)
+    if path.suffix.lower() == ".json":
+        if images is None:
+            raise InputError(f"{data} is a COCO-format JSON: give the folder of its photographs with --images")
+        listed = load_coco(path)
+        check_image_files(listed, images)
+        return ListedSource([(str(image.id), images / image.file_name, image) for image in listed])
+    if path.is_dir():
+        shards = sorted(map(str, path.glob("*.tar")))
+        if shards:
+            return ShardSource(shards)
+        photos = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+        if not photos:
+            raise InputError(f"{data} has neither photographs nor tar shards")
+        return ListedSource([(str(each.relative_to(path)), each, None) for each in photos])
+    if ".tar" in path.name:
+        from braceexpand import UnbalancedBracesError, braceexpand
+
+        try:
+            shards = list(braceexpand(data))
+        except UnbalancedBracesError:
+            raise InputError(f"{data} has braces that do not close") from None
+        missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
+        if missing:
+            raise InputError(f"no shard {missing[0]}" + (f", and {len(missing) - 1} more are missing" * (len(missing) > 1)))
+        return ShardSource(shards)
+    raise InputError(f"{data} is neither a COCO-format .json, nor a folder, nor .tar shards")
