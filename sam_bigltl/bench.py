@@ -257,8 +257,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "registry; the first is the baseline (default: sam_vit_b bigltl_b)")  # fmt: skip
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0, 0.5, 0.25], metavar="R",
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
-                        help="float32, bfloat16, int8 (default: all; int8 on the CPU only, and not for SAM's own)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        metavar="DTYPE",
+        help="float32, bfloat16, int8 (default: all; int8 on the CPU only, and not for SAM's own)",
+    )
     parser.add_argument("--checkpoint", type=Path, help="weights of this project's model (default: random weights)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")

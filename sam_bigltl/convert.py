@@ -43,9 +43,7 @@ def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None
         heads = encoder.blocks[0].attn.num_heads
         attends_all = tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0)
         window = max(block.window_size for block in encoder.blocks)
-        config = replace(
-            config, img_size=encoder.img_size, num_heads=heads, global_layers=attends_all, window=window
-        )
+        config = replace(config, img_size=encoder.img_size, num_heads=heads, global_layers=attends_all, window=window)
     little_dim = config.dim // 4 if little_dim is None else little_dim
     if little_dim <= 0:
         raise InputError(f"little_dim is positive, not {little_dim}")

@@ -280,7 +280,9 @@ class Router(nn.Module):
 def straight_through_gate(scores: Tensor, selection: Selection) -> Tensor:
     """A gate of value 1 whose gradient reaches the router, (B, K, 1).
 
-    Scores are scaled by N, so that a token of average importance has slope 1 whatever the size of the image.
+    It is the logarithm of the score that the gradient sees: its slope is 1 in the router's logit, whatever the score. A
+    gate on the score itself feeds back: the more important a token, the steeper, until the gradient explodes (measured
+    in docs/design_notes.md).
     """
-    chosen = scores.gather(1, selection.indices) * scores.shape[1]
+    chosen = scores.gather(1, selection.indices).clamp(min=torch.finfo(scores.dtype).tiny).log()
     return (1 + (chosen - chosen.detach()))[..., None]

@@ -44,8 +44,12 @@ def test_signature_is_segment_anythings(name):
     [
         {},
         {"output_mode": "coco_rle"},
-        {"output_mode": "uncompressed_rle", "crop_n_layers": 1, "crop_nms_thresh": 0.95,
-         "crop_n_points_downscale_factor": 2},
+        {
+            "output_mode": "uncompressed_rle",
+            "crop_n_layers": 1,
+            "crop_nms_thresh": 0.95,
+            "crop_n_points_downscale_factor": 2,
+        },
         {"min_mask_region_area": 30, "crop_nms_thresh": 0.9},
         {"points_per_side": None, "point_grids": [np.random.default_rng(0).uniform(0, 1, (7, 2))]},
     ],

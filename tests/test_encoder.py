@@ -16,7 +16,7 @@ from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from sam_bigltl.errors import InputError
 from sam_bigltl.exactness import conversion_difference, randomise_positions
 from sam_bigltl.registry import build_sam
-from sam_bigltl.routing import Geometry, Selection, top_tokens
+from sam_bigltl.routing import Geometry, Selection, straight_through_gate, top_tokens
 
 # (image side, width, depth, heads, global layers, window): padded windows, exact windows, window larger than the grid.
 SHAPES = [
@@ -283,6 +283,17 @@ def test_the_gate_leaves_the_value_untouched():
     with torch.no_grad():
         plain = encoder(x)
     torch.testing.assert_close(encoder(x), plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gate_is_as_steep_for_every_token():
+    logits = torch.tensor([[6.0, 0.0, -1.0, -60.0, 1.0]], requires_grad=True)
+    selection = Selection(torch.tensor([[0, 2, 3]]), Geometry((1, 5), 5, "cpu"))
+    pull = torch.tensor([0.5, -2.0, 3.0])
+    scores = logits.softmax(dim=1)
+    (straight_through_gate(scores, selection)[0, :, 0] * pull).sum().backward()
+    expected = -scores[0].detach() * pull.sum()  # of log softmax, by hand
+    expected[[0, 2, 3]] += pull
+    assert torch.allclose(logits.grad[0], expected, atol=1e-5)
 
 
 @torch.no_grad()

@@ -125,7 +125,10 @@ def test_bad_images_end_in_one_line(
     assert stop.value.code == 2 and output.err.count("\n") == 1
     assert "1 of 2 images could not be read" in output.err and "30.png" in output.err
     report = json.loads((data.out / "results.json").read_text())  # what could be read is not lost
-    assert list(report["unreadable"]) == ["30"] and (report["summary"][0]["images"], report["summary"][0]["instances"]) == (1, 2)
+    assert list(report["unreadable"]) == ["30"] and (
+        report["summary"][0]["images"],
+        report["summary"][0]["instances"],
+    ) == (1, 2)
 
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(data.images / "30.png")
     with pytest.raises(SystemExit):

@@ -147,7 +147,11 @@ def test_killed_continued_and_shared_runs_give_the_same(many: SimpleNamespace) -
     ],
 )
 def test_bad_flags_are_one_line(
-    many: SimpleNamespace, flags: list[str], message: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    many: SimpleNamespace,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(many.out.parent)
     start = ["--annotations", str(many.json), "--images", str(many.images), "--output", str(many.out)]
@@ -159,7 +163,9 @@ def test_bad_flags_are_one_line(
 
 
 def test_other_settings_need_another_folder(
-    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+    data: SimpleNamespace,
+    stub_model: SimpleNamespace,
+    capsys: pytest.CaptureFixture,  # noqa: F811
 ) -> None:
     main(arguments(data))
     capsys.readouterr()

@@ -149,7 +149,8 @@ def test_distillation_draws_keep_ratios_and_leaves_the_teacher(shapes, tmp_path)
 
 def test_the_loss_is_masks_and_weighted_distillation(shapes, tmp_path):
     run = distilling(shapes, tmp_path, replace(CONFIG, steps=1, distill_weight=2.5, precision="float32"))
-    values = Forward(run.sam.train(), run.forward.teacher)(run.batches[0])
+    run._train_mode()
+    values = Forward(run.sam, run.forward.teacher)(run.batches[0])
     torch.manual_seed(2)
     fresh = distilling(shapes, tmp_path / "b", replace(CONFIG, steps=1, distill_weight=2.5, precision="float32"))
     fresh.run()

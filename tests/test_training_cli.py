@@ -32,17 +32,10 @@ def shapes(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny():
     """The tiny models as registered types, for `main` in this process."""
-    for name in ("ENCODERS", "DENSE", "sam_model_registry"):
-        for key, value in getattr(registry, name).items():
-            monkeypatch.setitem(getattr(registry, name), key, value)
-    tiny_cli.register()
-    yield
-    for key in tiny_cli.TINY:
-        registry.ENCODERS.pop(key)
-        registry.sam_model_registry.pop(key)
-    registry.DENSE.pop("bigltl_tiny")
+    with tiny_cli.registered():
+        yield
     torch.set_flush_denormal(False)
 
 

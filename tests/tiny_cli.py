@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from sam_bigltl import registry
@@ -19,6 +21,19 @@ def register() -> None:
     registry.ENCODERS.update(TINY)
     registry.DENSE["bigltl_tiny"] = "vit_tiny"
     registry.sam_model_registry.update({key: partial(registry._build, key) for key in TINY})
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """The tiny models among the types, and afterwards not."""
+    before = {name: dict(getattr(registry, name)) for name in ("ENCODERS", "DENSE", "sam_model_registry")}
+    register()
+    try:
+        yield
+    finally:
+        for name, content in before.items():
+            getattr(registry, name).clear()
+            getattr(registry, name).update(content)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Generated photographs with coloured shapes and their COCO-format masks, for the tests of training."""
+"""Generated photographs with coloured shapes and their masks, COCO's JSON or SA-1B's shards, for tests of training."""
 
 from __future__ import annotations
 
 import json
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,54 @@ def write_shapes(folder: Path, count: int = 6, sizes: tuple[tuple[int, int], ...
     path = folder / "train.json"
     path.write_text(json.dumps({"images": images, "annotations": visible}))
     return path
+
+
+def write_shards(folder: Path, shards: int = 2, each: int = 3, suffix: str = ".jpg") -> list[str]:
+    """The photographs of `write_shapes`, kept in `folder/shapes`, as SA-1B has them: paths of `sa_000000.tar`, ..."""
+    source = write_shapes(folder / "shapes", shards * each)
+    content, paths = json.loads(source.read_text()), []
+    for first in range(0, shards * each, each):
+        files: dict[str, bytes] = {}
+        for image in content["images"][first : first + each]:
+            name, photo = f"sa_{image['id']}", BytesIO()
+            Image.open(source.parent / "images" / image["file_name"]).save(photo, Image.registered_extensions()[suffix])
+            masks = [
+                {key: entry[key] for key in ("id", "area", "bbox", "segmentation")} | {"predicted_iou": 0.9}
+                for entry in content["annotations"] if entry["image_id"] == image["id"]
+            ]  # fmt: skip
+            entry = {"image_id": image["id"], "height": image["height"], "width": image["width"]}
+            files[name + suffix] = photo.getvalue()
+            files[f"{name}.json"] = json.dumps(
+                {"image": entry | {"file_name": name + suffix}, "annotations": masks}
+            ).encode()
+        paths.append(str(folder / f"sa_{first // each:06d}.tar"))
+        write_tar(paths[-1], files)
+    return paths
+
+
+def write_tar(path: str, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, BytesIO(content))
+
+
+def read_tar(path: str) -> dict[str, bytes]:
+    with tarfile.open(path) as tar:
+        return {entry.name: tar.extractfile(entry).read() for entry in tar}
+
+
+def cut_tar(path: str, member: str) -> None:
+    """Cut a shard off in the middle of a member's content."""
+    content, wanted = Path(path).read_bytes(), read_tar(path)[member]
+    Path(path).write_bytes(content[: content.index(wanted) + len(wanted) // 2])
+
+
+def shapes_in(pixels: np.ndarray) -> list[np.ndarray]:
+    """The masks of a photograph of `write_shapes`, from its colours."""
+    masks = [(pixels == colour).all(axis=-1) for colour in COLOURS]
+    return [mask for mask in masks if mask.sum() >= 20]
 
 
 def edit(path: Path, change: Any) -> Path:

@@ -76,8 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
     how.add_argument("--dtype", choices=list(PRECISIONS), default="float32", help="of the image encoder (float32)")
-    how.add_argument("--batch-size", default="8", metavar="N",
-                     help="prompts decoded at once (8); 0: one call of predict for each, as a user would, slower")
+    how.add_argument(
+        "--batch-size",
+        default="8",
+        metavar="N",
+        help="prompts decoded at once (8); 0: one call of predict for each, as a user would, slower",
+    )
     how.add_argument("--workers", default="1", metavar="N", help="threads that read images ahead (1)")
     how.add_argument("--output", metavar="DIR", help="folder of the results")
     how.add_argument("--restart", action="store_true", help="throw away what an earlier run left in --output")

@@ -34,9 +34,7 @@ class Detection:
     score: float
 
 
-def load_detections(
-    path: str | Path, images: Sequence[CocoImage]
-) -> tuple[dict[int | str, list[Detection]], int]:
+def load_detections(path: str | Path, images: Sequence[CocoImage]) -> tuple[dict[int | str, list[Detection]], int]:
     """Read a COCO results JSON: a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
 
     Args:
@@ -255,9 +253,7 @@ def _read_results(path: str | Path, truth: _Truth) -> list[dict[str, Any]]:
         known += category > 0
         if image.id in truth.image_number:
             number = truth.image_number[image.id]
-            found.append(
-                {"image_id": number, "category_id": category, "score": entry["score"], "segmentation": rle}
-            )
+            found.append({"image_id": number, "category_id": category, "score": entry["score"], "segmentation": rle})
     if entries and not known:
         raise InputError(
             f"{path} has only categories that the annotations lack, the first is {entries[0]['category_id']!r}; give "
@@ -321,4 +317,3 @@ def _check_entry(entry: Any, where: str) -> None:
             raise InputError(f"{where} has no integer or string {key!r}; fix or remove it")
     if not is_number(entry.get("score")):
         raise InputError(f"{where} has no finite number 'score'; fix or remove it")
-

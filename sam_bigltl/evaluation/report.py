@@ -311,9 +311,7 @@ def _chart(figure: Figure, text: str) -> str:
 
 
 # ---------------------------------------------------------------- masks
-def _galleries(
-    masks: Sequence[InstanceResult], name: str, images: Sequence[CocoImage], folder: Path
-) -> Iterable[str]:
+def _galleries(masks: Sequence[InstanceResult], name: str, images: Sequence[CocoImage], folder: Path) -> Iterable[str]:
     """The worst and the best of masks that are sorted by IoU; of a few masks none stands in both."""
     worst = min(THUMBNAILS, (len(masks) + 1) // 2)
     best = min(THUMBNAILS, len(masks) - worst)

@@ -82,9 +82,7 @@ def run_job(job: Job) -> None:
     shard.wait()  # nobody writes before everybody has read
     mine = [image for image in images if image.id not in done][shard.rank :: shard.count]
     start = time.perf_counter()
-    evaluate(
-        predictor, mine, job.images, job.plan, journal.append, detections, progress=shard.first
-    )
+    evaluate(predictor, mine, job.images, job.plan, journal.append, detections, progress=shard.first)
     shard.wait()
     if shard.first:
         found = _Found(images, skipped, detections, unknown)

@@ -263,9 +263,7 @@ def _frame_side(predictor: Predictor) -> int:
     return int(getattr(getattr(predictor, "transform", None), "target_length", 1024))
 
 
-def _instances(
-    image: CocoImage, targets: Sequence[np.ndarray], prompt: str, plan: Plan, side: int
-) -> list[_Instance]:
+def _instances(image: CocoImage, targets: Sequence[np.ndarray], prompt: str, plan: Plan, side: int) -> list[_Instance]:
     protocol, instances = plan.protocol, []
     for annotation, target in zip(image.annotations, targets, strict=True):
         if not target.any() and (protocol.box == "tight" or protocol.click_policy != "ritm" and prompt == "point"):

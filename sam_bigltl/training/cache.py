@@ -47,7 +47,7 @@ class EmbeddingCache:
         self._file_of: dict[str, str] = {}  # by photograph
         self._done: set[str] = set()  # units of which nothing is missing
         self._open: OrderedDict[str, Any] = OrderedDict()
-        self._lines = [{"teacher": teacher}] if not self.index_path.exists() else []  # to be written
+        self._lines: list[dict[str, Any]] = [{"teacher": teacher}]  # to be written
         if self.index_path.exists():
             self._read_index(teacher)
 
@@ -59,6 +59,8 @@ class EmbeddingCache:
         lines = self.index_path.read_bytes().split(b"\n")
         if lines[-1]:  # cut off while it was written
             os.truncate(self.index_path, sum(len(line) + 1 for line in lines[:-1]))
+        if len(lines) == 1:  # not even the first is there
+            return
         try:
             first, *rest = (json.loads(line) for line in lines[:-1])
             theirs = first["teacher"]
@@ -69,9 +71,12 @@ class EmbeddingCache:
                 self._done |= set(line["done"])
                 self.skipped |= line["skipped"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self.index_path} is no index of embeddings: remove {self.folder}, start again") from None
+            raise InputError(
+                f"{self.index_path} is no index of embeddings: remove {self.folder}, start again"
+            ) from None
         if theirs != teacher:
             raise InputError(f"{self.folder} holds the embeddings of another teacher: give another --cache")
+        self._lines = []
 
     def get(self, key: str) -> np.ndarray | None:
         """The embedding (C, g, g) float16 of a photograph, or None if there is none."""
@@ -105,9 +110,13 @@ class EmbeddingCache:
             size: its shape.
 
         Raises:
-            InputError: there is not enough space, by the estimate made before the first embedding or in the end.
+            InputError: the folder cannot be made, or there is not enough space, by the estimate made before the first
+                embedding or in the end.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--cache {self.folder} cannot be made: {error.strerror}") from None
         for leftover in self.folder.glob("*.part"):
             leftover.unlink()
         count, present, bytes_each = source.estimate(), len(self._file_of), int(np.prod(size)) * 2
@@ -125,16 +134,18 @@ class EmbeddingCache:
                     continue
                 for photo in source.unit(unit):
                     if isinstance(photo, Skipped):
-                        skipped[photo.key] = photo.reason
+                        if photo.key not in self.skipped:
+                            skipped[photo.key] = photo.reason
                     elif photo.key not in self._file_of:
-                        group[photo.key] = embed(photo).astype(np.float16)
+                        group[photo.key] = np.ascontiguousarray(embed(photo), np.float16)  # safetensors needs it
                         bar.update()
                     if len(group) >= GROUP:
                         self._write(group, done, skipped)
                         group, done, skipped = {}, [], {}
                 if unit not in group:
                     done.append(unit)
-            self._write(group, done, skipped)
+            if group or done or skipped:
+                self._write(group, done, skipped)
 
     def _write(self, group: dict[str, np.ndarray], done: list[str], skipped: dict[str, str]) -> None:
         """Write a group, then its line of the index."""
@@ -156,4 +167,5 @@ class EmbeddingCache:
             raise InputError(f"--cache {self.folder}: {reason}") from None
         self._lines = []
         self._file_of |= dict.fromkeys(group, name)
+        self._done |= set(done)
         self.skipped |= skipped

@@ -19,7 +19,13 @@ def plot_log(folder: Path) -> Path:
         rows = list(csv.DictReader(file))
     images = np.array([int(row["images"]) for row in rows]) / 1000
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    names = {"loss": "loss", "bce": "bce", "dice": "dice", "cosine": "1 - cosine to teacher", "mse": "relative squared error"}
+    names = {
+        "loss": "loss",
+        "bce": "bce",
+        "dice": "dice",
+        "cosine": "1 - cosine to teacher",
+        "mse": "relative squared error",
+    }
     for key, name in names.items():
         values = [float(row[key]) for row in rows if key in row]
         if any(values):

@@ -150,7 +150,7 @@ def fingerprint(sam: Sam) -> str:
     digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
     for name, value in sorted(sam.image_encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
 
 from ..bench import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
@@ -24,8 +20,7 @@ from ..warm_start import warm_start
 from .cache import EmbeddingCache
 from .curve import plot_log
 from .distill import DistillConfig, Distiller, fill_cache
-from .frames import GIVE_UP
-from .sources import Photo, Source, open_source
+from .sources import Source, first_photos, open_source
 from .validation import Validation
 
 EXAMPLES = """\
@@ -35,7 +30,8 @@ examples:
         --stages 1,2 --steps 20000 5000 --batch-size 16 8 --lr 4e-4 1e-4 --output runs/bigltl_b
   the same on 8 GPUs, with ViT-H's embeddings computed once:
     accelerate launch --num_processes 8 -m sam_bigltl.cli distill --teacher sam_vit_h_4b8939.pth --student bigltl_h \\
-        --data 'sa1b/sa_{000000..000009}.tar' --cache cache/vit_h --streams 8 --checkpointing --steps 20000 --output runs/bigltl_h
+        --data 'sa1b/sa_{000000..000009}.tar' --cache cache/vit_h --streams 8 --checkpointing --steps 20000 \\
+        --output runs/bigltl_h
 
 --output gets stage1/ and stage2/, each with model.safetensors (averaged weights, float32), log.csv, val.csv, curve.png,
 skipped.csv and state.pt. The same command with --resume goes on after an interruption, also on another number of
@@ -74,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `distill`."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--teacher", type=Path, required=True, metavar="CKPT", help="SAM checkpoint, or a dense one of ours")
+    parser.add_argument(
+        "--teacher", type=Path, required=True, metavar="CKPT", help="SAM checkpoint, or a dense one of ours"
+    )
     parser.add_argument("--student", required=True, choices=sorted(ENCODERS), help="what to train")
     parser.add_argument(
         "--data", required=True, help="COCO-format JSON (with --images), folder of photographs, or tar shards of SA-1B"
@@ -82,12 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the JSON's photographs")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--stages", default="1", help="1, 2 or 1,2 (1)")
-    parser.add_argument("--init", type=Path, metavar="CKPT", help="the student's start, instead of the teacher's conversion")
     parser.add_argument(
-        "--warm-start", type=int, default=48, metavar="N", help="photographs that the little path is fitted to first (48)"
+        "--init", type=Path, metavar="CKPT", help="the student's start, instead of the teacher's conversion"
+    )
+    parser.add_argument(
+        "--warm-start",
+        type=int,
+        default=48,
+        metavar="N",
+        help="photographs that the little path is fitted to first (48)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="compute the teacher's embeddings once, into this folder")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="compute the teacher's embeddings once, into this folder"
+    )
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on (protocol A, box and 1 click)")
     parser.add_argument("--val-images", type=int, default=48, help="images of them, evenly spaced (48)")
     parser.add_argument("--device", help="such as cpu or cuda:0 (each process its GPU if there is one, else cpu)")
@@ -101,14 +107,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     for name, text in _SINGLE.items():
         kind = type(defaults[name])
-        parser.add_argument(_flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N")
+        parser.add_argument(
+            _flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N"
+        )
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
         "--keep-ratios", type=float, nargs="+", default=[1.0, 0.5, 0.25], metavar="R",
         help="one is drawn uniformly for each step (1.0 0.5 0.25)",
     )  # fmt: skip
     ratios.add_argument(
-        "--keep-ratio-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="draw log-uniformly between these instead"
+        "--keep-ratio-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="draw log-uniformly between these instead",
     )
     parser.add_argument("--train-decoder", action="store_true", help="train prompt encoder and mask decoder too")
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(adamw)")
@@ -132,7 +144,9 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     source = open_source(args.data, args.images)
     if 2 in stages and not source.has_masks:
-        raise InputError(f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks")
+        raise InputError(
+            f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks"
+        )
     teacher = load_sam(args.teacher).to(device)
     student = _student(args, teacher, source).to(device)
     cache = None
@@ -171,8 +185,13 @@ def _run_stage(job: _Job, config: DistillConfig) -> None:
         if distiller.first:
             save_sam(job.student, final)
             plot_log(folder)
-            skipped = f"; {len(distiller.skipped)} photographs or shards were skipped, see skipped.csv" * bool(distiller.skipped)
-            print(f"wrote {final} after {distiller.step} steps, {distiller.seconds:.0f} s of training{skipped}", flush=True)
+            skipped = f"; {len(distiller.skipped)} photographs or shards were skipped, see skipped.csv" * bool(
+                distiller.skipped
+            )
+            print(
+                f"wrote {final} after {distiller.step} steps, {distiller.seconds:.0f} s of training{skipped}",
+                flush=True,
+            )
         distiller.accelerator.wait_for_everyone()
     # From the file also where it was just written, so that an interruption between the stages changes nothing.
     job.student.load_state_dict(load_sam(final).state_dict())
@@ -236,29 +255,26 @@ def _student(args: argparse.Namespace, teacher: Sam, source: Source) -> Sam:
         raise InputError(f"{args.teacher} cannot teach a {args.student}: {describe(theirs)} has other embeddings")
     same = (theirs.dim, theirs.depth) == (wanted.dim, wanted.depth)
     if not same and (args.weight_layers or args.weight_router):
-        raise InputError(f"--weight-layers and --weight-router need a student of the teacher's width, not a {args.student}")
+        raise InputError(
+            f"--weight-layers and --weight-router need a student of the teacher's width, not a {args.student}"
+        )
     if args.init:
         return load_sam(args.init, args.student)
     if same and wanted.little_dim:
         student = convert_sam(teacher)
         if student.image_encoder.config != wanted:
-            raise InputError(f"a {args.student} cannot be converted from {describe(theirs)}: give its start with --init")
+            raise InputError(
+                f"a {args.student} cannot be converted from {describe(theirs)}: give its start with --init"
+            )
         if args.warm_start and not args.resume:
             first = PartialState().is_main_process
             if first:
-                print(f"warm start: fitting the little path to {args.warm_start} photographs in closed form", flush=True)
-            warm_start(student, _first_photos(student, source, args.warm_start, args.seed), progress=first)
+                print(
+                    f"warm start: fitting the little path to {args.warm_start} photographs in closed form", flush=True
+                )
+            warm_start(student, first_photos(student, source, args.warm_start, args.seed), progress=first)
         return student
     student = sam_model_registry[args.student]()
     for part in ("prompt_encoder", "mask_decoder"):
         getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
     return student
-
-
-def _first_photos(sam: Sam, source: Source, count: int, seed: int) -> Iterator[Tensor]:
-    """The first photographs of the source that can be read, preprocessed: each (1, 3, S, S)."""
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
-    photos = (photo for _, photo in islice(source.stream(0, 1, seed), count + GIVE_UP) if isinstance(photo, Photo))
-    for photo in islice(photos, count):
-        pixels = torch.as_tensor(resize.apply_image(photo.pixels), device=sam.device).permute(2, 0, 1)
-        yield sam.preprocess(pixels)[None]

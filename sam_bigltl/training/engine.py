@@ -155,9 +155,16 @@ class Loop(ABC):
         window = self.window
         self._train_mode()
         batches = self.micro_batches() if self.step < config.steps else iter(())
-        with interrupt_flag() as interrupted, tqdm(
-            total=config.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=None if self.first else True
-        ) as bar:
+        with (
+            interrupt_flag() as interrupted,
+            tqdm(
+                total=config.steps,
+                initial=self.step,
+                unit="step",
+                dynamic_ncols=True,
+                disable=None if self.first else True,
+            ) as bar,
+        ):
             while self.step < config.steps:
                 parts = next(batches)
                 began = time.perf_counter()

@@ -139,7 +139,8 @@ class FrameStreams(IterableDataset):
         skipped: list[Skipped] = []
         while len(frames) < self.each:
             if len(skipped) >= GIVE_UP:
-                raise InputError(f"{GIVE_UP} photographs in a row cannot be used, the last: {skipped[-1].reason}")
+                last = skipped[-1]
+                raise InputError(f"{GIVE_UP} photographs in a row cannot be used, the last: {last.key}: {last.reason}")
             cursor, photo = next(photos)
             if isinstance(photo, Skipped):
                 skipped.append(photo)

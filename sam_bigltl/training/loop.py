@@ -121,7 +121,13 @@ def make_batches(annotations: Path, images: Path, sam: Sam, config: TrainConfig)
             f"crop is a multiple of {encoder.patch_size} up to {encoder.img_size} pixels, not {config.crop}"
         )
     sample = SampleConfig(
-        encoder.img_size, config.crop, encoder.patch_size, config.prompts, config.scale, config.as_is, config.box_share,
+        encoder.img_size,
+        config.crop,
+        encoder.patch_size,
+        config.prompts,
+        config.scale,
+        config.as_is,
+        config.box_share,
         config.box_jitter,
     )
     return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps)

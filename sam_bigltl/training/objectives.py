@@ -144,9 +144,7 @@ def _masks(sam: Sam, embeddings: Tensor, coords: Tensor, labels: Tensor) -> tupl
 
 
 @torch.no_grad()
-def _corrections(
-    logits: Tensor, wanted: Tensor, best: Tensor, valid: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
+def _corrections(logits: Tensor, wanted: Tensor, best: Tensor, valid: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """A point of each prompt's disagreement in the output `best` (B, P).
 
     Returns:

@@ -11,10 +11,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
@@ -48,7 +53,9 @@ class Source(ABC):
     has_masks: bool
 
     @abstractmethod
-    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+    def stream(
+        self, index: int, count: int, seed: int, cursor: Cursor = START
+    ) -> Iterator[tuple[Cursor, Photo | Skipped]]:
         """Stream `index` of `count` from `cursor` on, endless; each item with the cursor after it."""
 
     @abstractmethod
@@ -76,7 +83,9 @@ class ListedSource(Source):
         self.keys = list(self.entries)
         self.has_masks = any(image is not None for _, image in self.entries.values())
 
-    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+    def stream(
+        self, index: int, count: int, seed: int, cursor: Cursor = START
+    ) -> Iterator[tuple[Cursor, Photo | Skipped]]:
         taken, total = cursor[0], len(self.keys)
         order, drawn = None, -1
         while True:
@@ -104,7 +113,9 @@ class ListedSource(Source):
         if image is None:
             return Photo(key, pixels)
         if pixels.shape[:2] != image.size:
-            return Skipped(key, f"is {pixels.shape[1]} x {pixels.shape[0]}, the JSON says {image.size[1]} x {image.size[0]}")
+            return Skipped(
+                key, f"is {pixels.shape[1]} x {pixels.shape[0]}, the JSON says {image.size[1]} x {image.size[0]}"
+            )
         return Photo(key, pixels, [each.rle() for each in image.annotations if not each.iscrowd])
 
 
@@ -119,8 +130,13 @@ class ShardSource(Source):
 
     def __init__(self, shards: Sequence[str]) -> None:
         self.shards = list(shards)
+        names = [Path(shard).name for shard in self.shards]
+        unique = len(set(names)) == len(names)  # not those of train/0.tar and val/0.tar
+        self.names = dict(zip(self.shards, names if unique else self.shards))
 
-    def stream(self, index: int, count: int, seed: int, cursor: Cursor = START) -> Iterator[tuple[Cursor, Photo | Skipped]]:
+    def stream(
+        self, index: int, count: int, seed: int, cursor: Cursor = START
+    ) -> Iterator[tuple[Cursor, Photo | Skipped]]:
         # With fewer shards than streams each shard is shared: piece p of it has every `parts`-th photograph.
         parts = -(-count // len(self.shards))
         total, (taken, inside) = parts * len(self.shards), cursor
@@ -149,12 +165,19 @@ class ShardSource(Source):
     def _read(self, shard: str, part: int, parts: int, start: int) -> Iterator[Photo | Skipped]:
         """Every `parts`-th photograph from number `part` on, without the first `start` of these."""
         errors: list[Exception] = []
-        for number, sample in enumerate(_samples(shard, errors)):
-            if number % parts == part and number // parts >= start:
-                yield _photo(sample, Path(shard).name)
+        total = 0
+        for total, sample in enumerate(_samples(shard, errors), 1):
+            if (total - 1) % parts == part and (total - 1) // parts >= start:
+                yield _photo(sample, self.names[shard])
+        if start > len(range(part, total, parts)):  # the stream has been through the shard's own Skipped, too
+            return
         if errors:
-            reason = " ".join(str(errors[0].args[0] if errors[0].args else errors[0]).split())
-            yield Skipped(Path(shard).name, f"the rest of the shard cannot be read ({reason.split(' @ ')[0]})")
+            error = errors[0]  # an OSError's first argument is a number
+            reason = getattr(error, "strerror", None) or str(error.args[0] if error.args else error)
+            reason = " ".join(reason.split()).split(" @ ")[0]
+            yield Skipped(self.names[shard], f"the rest of the shard cannot be read ({reason})")
+        elif not total:
+            yield Skipped(self.names[shard], "the shard has no photographs")
 
 
 def _samples(shard: str, errors: list[Exception]) -> Iterator[dict[str, Any]]:
@@ -228,6 +251,17 @@ def open_source(data: str, images: Path | None = None) -> Source:
             raise InputError(f"{data} has braces that do not close") from None
         missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
         if missing:
-            raise InputError(f"no shard {missing[0]}" + (f", and {len(missing) - 1} more are missing" * (len(missing) > 1)))
+            raise InputError(
+                f"no shard {missing[0]}" + (f", and {len(missing) - 1} more are missing" * (len(missing) > 1))
+            )
         return ShardSource(shards)
     raise InputError(f"{data} is neither a COCO-format .json, nor a folder, nor .tar shards")
+
+
+def first_photos(sam: Sam, source: Source, count: int, seed: int) -> Iterator[Tensor]:
+    """The first photographs of the source that can be read, preprocessed: each (1, 3, S, S)."""
+    resize = ResizeLongestSide(sam.image_encoder.img_size)
+    photos = (photo for _, photo in islice(source.stream(0, 1, seed), count + 1000) if isinstance(photo, Photo))
+    for photo in islice(photos, count):
+        pixels = torch.as_tensor(resize.apply_image(photo.pixels), device=sam.device).permute(2, 0, 1)
+        yield sam.preprocess(pixels)[None]

@@ -1,0 +1,248 @@
+"""The study of docs/study.md: short distillations from one teacher, one change each, scored on dev by protocol A.
+
+Every cell trains for the same number of steps on the same photographs in the same order, then its rows go into a CSV.
+Cells whose rows are there are skipped, and a cell that was interrupted goes on, so that the study can be run in pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+
+from ..convert import convert_sam, load_sam
+from ..errors import ArgumentParser, InputError, run_cli
+from ..evaluation.datasets import CocoImage, check_image_files, load_coco
+from ..evaluation.prompts import in_frame
+from ..evaluation.runner import Plan, evaluate, summary_rows
+from ..images import read_image
+from ..predictor import SamPredictor
+from ..warm_start import warm_start
+from . import ablations
+from .distill import DistillConfig, Distiller
+from .sources import first_photos, open_source
+
+RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125)
+TRAINING = dict(batch_size=8, streams=1, optimizer="muon", lr=2e-4, warmup=10, final_lr=0.02, ema=0.95, workers=1,
+                keep_ratios=RATIOS, train_decoder=False, log_every=10, save_every=25)  # fmt: skip
+COLUMNS = ("cell", "seed", "steps", "keep_ratio", "prompt", "clicks", "all", "small", "medium", "large", "instances",
+           "encoder_ms", "train_seconds", "teacher")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the study.
+
+    Attributes:
+        name: in the CSV; the letter before the dash is the table's.
+        build: from the teacher and the warm-started student, the model to train.
+        training: what differs from `TRAINING`; None is no training.
+        ratios: keep ratios to score at; a dense model's own is 1.0.
+        clicks: numbers of clicks to score beside the box.
+        source: another cell whose trained model is the start (trained no further).
+        seeds: how many repetitions.
+    """
+
+    name: str
+    build: Callable[[Sam, Sam], Sam]
+    training: dict[str, Any] | None = field(default_factory=dict)
+    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    clicks: tuple[int, ...] = (1,)
+    source: str | None = None
+    seeds: int = 1
+
+
+def _changed(*changes: Callable[[Sam], None]) -> Callable[[Sam, Sam], Sam]:
+    def build(teacher: Sam, student: Sam) -> Sam:
+        for change in changes:
+            change(student)
+        return student
+
+    return build
+
+
+def _with_router(router: Callable[[], torch.nn.Module]) -> Callable[[Sam, Sam], Sam]:
+    return _changed(lambda sam: ablations.set_router(sam, router()))
+
+
+def _shallow(*layers: int) -> Callable[[Sam, Sam], Sam]:
+    return lambda teacher, student: ablations.shallow(teacher, layers)
+
+
+_NO_TEACHER_OF_FEATURES = dict(stage=2, weight_embedding=0.0, prompts=8)
+CELLS = {cell.name: cell for cell in (
+    Cell("teacher", lambda teacher, student: teacher, None, (1.0,), (1, 3, 5)),
+    Cell("a-one-checkpoint", _changed(), {}, RATIOS, (1, 3, 5), seeds=3),
+    Cell("b-random-at-test", _with_router(ablations.RandomRouter), None, source="a-one-checkpoint", seeds=3),
+    Cell("b-centre-at-test", _with_router(ablations.CentreRouter), None, source="a-one-checkpoint", seeds=3),
+    Cell("b-oracle-at-test", _with_router(ablations.OracleRouter), None, source="a-one-checkpoint", seeds=3),
+    Cell("b-random", _with_router(ablations.RandomRouter), seeds=3),
+    Cell("b-centre", _with_router(ablations.CentreRouter)),
+    Cell("b-supervised", _changed(), {"weight_router": 0.1}, seeds=3),
+    Cell("c-every-layer", lambda teacher, student: student, {}),
+    Cell("c-once", _changed(ablations.route_once)),
+    Cell("d-no-gamma", _changed(ablations.without_fusion)),
+    Cell("d-selected-only", _changed(ablations.attend_to_selected_only)),
+    Cell("e-masks-only", _changed(), _NO_TEACHER_OF_FEATURES),
+    Cell("e-embedding-and-masks", _changed(), _NO_TEACHER_OF_FEATURES | {"weight_embedding": 1.0}),
+    Cell("e-only-0.5", _changed(), {"keep_ratios": (0.5,)}, (0.5,)),
+    Cell("e-only-0.25", _changed(), {"keep_ratios": (0.25,)}, (0.25,)),
+    Cell("f-dense-4-layers", _shallow(1, 3, 5, 7), {}, (1.0,), seeds=3),
+    Cell("f-dense-5-layers", _shallow(0, 1, 3, 5, 7), {}, (1.0,), seeds=3),
+    Cell("f-dense-6-layers", _shallow(0, 1, 2, 3, 5, 7), {}, (1.0,)),
+    Cell("f-pruned-0.5", lambda teacher, student: ablations.pruned(teacher, 0.5), {}, (1.0,)),
+    Cell("f-pruned-0.25", lambda teacher, student: ablations.pruned(teacher, 0.25), {}, (1.0,)),
+    Cell("f-merged-0.5", lambda teacher, student: ablations.merged(teacher, 0.5), {}, (1.0,)),
+    Cell("f-merged-0.25", lambda teacher, student: ablations.merged(teacher, 0.25), {}, (1.0,)),
+    Cell("g-warm-start-only", _changed(), None, RATIOS),
+    Cell("g-no-warm-start", lambda teacher, student: convert_sam(teacher), {}),
+)}  # fmt: skip
+_ROUTE_EVERY = {"c-every-layer": 1}
+
+
+class OraclePredictor(SamPredictor):
+    """Gives the oracle router the outlines of the objects in each image.
+
+    Args:
+        truth: scores by `digest` of the image.
+    """
+
+    def __init__(self, sam: Sam, truth: dict[str, torch.Tensor]) -> None:
+        super().__init__(sam)
+        self.truth = truth
+
+    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+        """As `SamPredictor.set_image`."""
+        for transition in self.model.image_encoder.transitions:
+            transition.router.scores = self.truth[digest(image)]
+        super().set_image(image, image_format)
+
+
+def digest(image: np.ndarray) -> str:
+    """A name for an image's pixels."""
+    return hashlib.sha1(np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+class Study:
+    """The cells over one teacher.
+
+    Args:
+        teacher: path of the dense model.
+        data: folder with train.json, dev.json and images/.
+        runs: folder of states and weights.
+        table: the CSV.
+        steps: of every cell.
+        limit: dev images, or None for all.
+    """
+
+    def __init__(
+        self, teacher: Path, data: Path, runs: Path, table: Path, steps: int, limit: int | None = None
+    ) -> None:
+        self.teacher_path, self.data, self.runs, self.table, self.steps = teacher, data, runs, table, steps
+        self.images: list[CocoImage] = load_coco(data / "dev.json")[:limit]
+        check_image_files(self.images, data / "images")
+        self.source = open_source(str(data / "train.json"), data / "images")
+        self.mark = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
+
+    def run(self, names: Sequence[str]) -> None:
+        """Run what is missing of these cells, in their order."""
+        for name in names:
+            cell = CELLS[name]
+            for seed in range(cell.seeds):
+                if (name, str(seed)) in self._done():
+                    continue
+                began = time.perf_counter()
+                sam, seconds = self._trained(cell, seed)
+                self._score(cell, seed, sam, seconds)
+                print(f"{name} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
+
+    def _done(self) -> set[tuple[str, str]]:
+        if not self.table.exists():
+            return set()
+        with open(self.table, newline="") as file:
+            rows = list(csv.DictReader(file))
+        others = {row["teacher"] for row in rows} - {self.mark}
+        if others:
+            raise InputError(f"{self.table} has rows of another teacher: give another --table")
+        return {(row["cell"], row["seed"]) for row in rows if int(row["steps"]) == self.steps}
+
+    def _trained(self, cell: Cell, seed: int) -> tuple[Sam, float]:
+        """The cell's model, and the seconds that its training took."""
+        torch.manual_seed(seed)
+        teacher = load_sam(self.teacher_path)
+        if cell.source:
+            student, _ = self._trained(CELLS[cell.source], seed)
+        else:
+            student = convert_sam(teacher, route_every=_ROUTE_EVERY.get(cell.name))
+            if cell.name != "g-no-warm-start":
+                warm_start(student, first_photos(student, self.source, 48, seed), progress=False)
+        sam = cell.build(teacher, student)
+        if cell.training is None:
+            return sam.eval(), 0.0
+        config = DistillConfig(**({"stage": 1, "steps": self.steps, "seed": seed} | TRAINING | cell.training))
+        output = self.runs / f"{cell.name}_{seed}"
+        distiller = Distiller(sam, load_sam(self.teacher_path), self.source, config, output)
+        if distiller.state_path.exists():
+            distiller.resume()
+        distiller.run()
+        sam.load_state_dict(distiller.averaged())
+        return sam.eval(), distiller.seconds
+
+    def _score(self, cell: Cell, seed: int, sam: Sam, seconds: float) -> None:
+        torch.manual_seed(seed)
+        oracle = not sam.image_encoder.is_dense and isinstance(
+            sam.image_encoder.transitions[0].router, ablations.OracleRouter
+        )
+        predictor = OraclePredictor(sam, self._truth(sam)) if oracle else SamPredictor(sam)
+        plan = Plan(keep_ratios=cell.ratios, prompts=("box", "point"), clicks=cell.clicks)
+        records = evaluate(predictor, self.images, self.data / "images", plan)
+        fixed = {
+            "cell": cell.name, "seed": seed, "steps": self.steps, "train_seconds": round(seconds, 1), "teacher": self.mark
+        }  # fmt: skip
+        new = not self.table.exists()
+        self.table.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.table, "a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            if new:
+                writer.writeheader()
+            for row in summary_rows(records, plan):
+                writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in (row | fixed).items()})
+
+    def _truth(self, sam: Sam) -> dict[str, torch.Tensor]:
+        side = sam.image_encoder.img_size
+        return dict(self._boundaries(side, sam.image_encoder.config.side))
+
+    def _boundaries(self, side: int, tokens: int) -> Iterator[tuple[str, torch.Tensor]]:
+        for image in self.images:
+            frame = torch.zeros(len(image.annotations), side, side, dtype=torch.bool)
+            for number, annotation in enumerate(image.annotations):
+                mask = torch.from_numpy(in_frame(annotation.mask(), side))
+                frame[number, : mask.shape[0], : mask.shape[1]] = mask
+            pixels = read_image(self.data / "images" / image.file_name)
+            yield digest(pixels), ablations.boundary_scores(frame, tokens)
+
+
+def main() -> None:
+    """Run the study, or a part of it."""
+    parser = ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", type=Path, default=Path("checkpoints/vit_mini.safetensors"))
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.json, dev.json and images/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/study.csv"))
+    parser.add_argument("--steps", type=int, default=150, help="of every cell (150)")
+    parser.add_argument("--limit", type=int, help="dev images (all)")
+    parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
+    run_cli("study.py", _run, parser.parse_args())
+
+
+def _run(args: argparse.Namespace) -> None:
+    Study(args.teacher, args.data, args.runs, args.table, args.steps, args.limit).run(args.cells)
