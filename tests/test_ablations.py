@@ -17,7 +17,7 @@ from sam_bigltl import registry
 from sam_bigltl.convert import convert_sam, save_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.routing import Geometry, Selection
-from sam_bigltl.training import ablations, study
+from sam_bigltl.training import ablations, study, study_report
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -166,7 +166,9 @@ def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert table.read_text().startswith(before)
         rows = list(csv.DictReader(table.open(newline="")))
         assert [row["cell"] for row in rows] == sum(([n] * k for n, k in zip(names, (4, 20, 6, 6, 10))), [])
-        assert {row["keep_ratio"] for row in rows if row["cell"] == "a-one-checkpoint"} == {str(r) for r in study.RATIOS}
+        assert {row["keep_ratio"] for row in rows if row["cell"] == "a-one-checkpoint"} == {
+            str(r) for r in study.RATIOS
+        }
         printed = [line.split(" seed")[0] for line in capsys.readouterr().out.splitlines()]
         assert printed == names  # no cell twice
         torch.manual_seed(7)
@@ -174,3 +176,30 @@ def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(InputError, match="rows of another teacher"):
             study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
     torch.set_flush_denormal(False)
+
+
+def test_tables_and_plots_come_from_the_csv(tmp_path: Path):
+    lines = [",".join(study.COLUMNS)]
+    for cell, seed, ratio, prompt, clicks, figure in (
+        ("teacher", 0, 1.0, "box", 0, 60.0), ("teacher", 0, 1.0, "point", 1, 40.0),
+        ("a-one-checkpoint", 0, 0.25, "box", 0, 57.0), ("a-one-checkpoint", 1, 0.25, "box", 0, 59.0),
+        ("a-one-checkpoint", 0, 0.25, "point", 1, 38.0), ("b-random", 0, 0.25, "box", 0, 50.0),
+    ):  # fmt: skip
+        row = {"cell": cell, "seed": seed, "keep_ratio": ratio, "prompt": prompt, "clicks": clicks}
+        row |= dict.fromkeys(("all", "small", "medium", "large"), figure)
+        lines.append(",".join(str(row.get(column, "")) for column in study.COLUMNS))
+    table, times, page = tmp_path / "study.csv", tmp_path / "times.csv", tmp_path / "study.md"
+    table.write_text("\n".join(lines) + "\n")
+    times.write_text("cell,keep_ratio,median_ms\nteacher,1.0,80\na-one-checkpoint,0.25,41.4\n")
+    page.write_text("Before\n<!-- table a -->\nold\n<!-- end -->\nbetween\n<!-- table b -->\n<!-- end -->\nafter\n")
+    for _ in range(2):  # the second time it replaces what the first one wrote
+        study_report.write_report(table, times, page)
+        text = page.read_text()
+        first, second = text.split("between")
+        assert "| a-one-checkpoint | 0.25 | 58.0 ± 1.4 | 58.0 / 58.0 / 58.0 | 96.7 % | 38.0 | 41 |" in first
+        assert "| teacher | dense | 60.0 | 60.0 / 60.0 / 60.0 | 100.0 % | 40.0 | 80 |" in first and "old" not in first
+        assert "| b-random | 0.25 | 50.0 |" in second and "83.3 %" in second and "a-one-checkpoint" in second
+        assert text.startswith("Before\n") and text.endswith("after\n")
+    assert (tmp_path / "study_routers.png").stat().st_size > 5000 < (tmp_path / "study_time.png").stat().st_size
+    with pytest.raises(InputError, match="run the study first"):
+        study_report.write_report(tmp_path / "none.csv", times, page)

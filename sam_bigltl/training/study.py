@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from ..warm_start import warm_start
 from . import ablations
 from .distill import DistillConfig, Distiller
 from .sources import first_photos, open_source
+from .study_report import write_report
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125)
 TRAINING = dict(batch_size=8, streams=1, optimizer="muon", lr=2e-4, warmup=10, final_lr=0.02, ema=0.95, workers=1,
@@ -231,18 +233,61 @@ class Study:
             yield digest(pixels), ablations.boundary_scores(frame, tokens)
 
 
+def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15) -> None:
+    """Encoder time of untrained cells, batch 1, float32, interleaved, into a CSV: weights do not change it."""
+    models = []
+    for name in names:
+        cell = CELLS[name]
+        if cell.source or name.startswith("e-"):  # the same computation as the base
+            continue
+        teacher = load_sam(study.teacher_path)
+        sam = cell.build(teacher, convert_sam(teacher, route_every=_ROUTE_EVERY.get(name))).eval()
+        models += [(name, ratio, sam.image_encoder) for ratio in cell.ratios]
+    image = torch.rand(1, 3, models[0][2].img_size, models[0][2].img_size)
+    times: dict[tuple[str, float], list[float]] = {}
+    with torch.inference_mode():
+        for run in range(runs + 2):
+            for name, ratio, encoder in models:
+                encoder.keep_ratio = ratio
+                began = time.perf_counter()
+                encoder(image)
+                if run >= 2:  # after two to warm up
+                    times.setdefault((name, ratio), []).append(1e3 * (time.perf_counter() - began))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("cell", "keep_ratio", "median_ms", "min_ms", "max_ms", "runs", "threads", "torch"))
+        for (name, ratio), values in times.items():
+            figures = (round(value, 2) for value in (median(values), min(values), max(values)))
+            writer.writerow((name, ratio, *figures, runs, torch.get_num_threads(), torch.__version__))
+
+
 def main() -> None:
     """Run the study, or a part of it."""
     parser = ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, default=Path("checkpoints/vit_mini.safetensors"))
-    parser.add_argument("--data", type=Path, required=True, help="folder with train.json, dev.json and images/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
+    parser.add_argument("--data", type=Path, help="folder with train.json, dev.json and images/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of states (runs/study)")
     parser.add_argument("--table", type=Path, default=Path("docs/results/study.csv"))
+    parser.add_argument("--times", type=Path, default=Path("docs/results/study_times.csv"))
+    parser.add_argument("--page", type=Path, default=Path("docs/study.md"))
     parser.add_argument("--steps", type=int, default=150, help="of every cell (150)")
     parser.add_argument("--limit", type=int, help="dev images (all)")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--measure-times", action="store_true", help="only the encoders' times, into --times")
+    what.add_argument("--report", action="store_true", help="only tables and plots, from the CSVs into --page")
     run_cli("study.py", _run, parser.parse_args())
 
 
 def _run(args: argparse.Namespace) -> None:
-    Study(args.teacher, args.data, args.runs, args.table, args.steps, args.limit).run(args.cells)
+    if args.report:
+        write_report(args.table, args.times, args.page)
+        return
+    if args.data is None:
+        raise InputError("--data is missing: the folder with train.json, dev.json and images/")
+    study = Study(args.teacher, args.data, args.runs, args.table, args.steps, args.limit)
+    if args.measure_times:
+        measure_times(study, args.times, args.cells)
+    else:
+        study.run(args.cells)
