@@ -91,7 +91,8 @@ def check_content(folder: Path, source: Source, kind: str) -> None:
         stored = cache.get(photo.key)
         assert stored.dtype == np.float16 and np.array_equal(stored, embedding(photo).astype(np.float16))
     assert cache.get("another") is None and cache.get(UNREADABLE[kind]) is None
-    lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()[1:]]
+    indices = [path.read_text().splitlines()[1:] for path in folder.glob("index*.jsonl")]
+    lines = [json.loads(line) for index in indices for line in index]
     assert Counter(key for line in lines for key in line["keys"]) == Counter(photo.key for photo in wanted)
     assert [key for line in lines for key in line["skipped"]] == [UNREADABLE[kind]] == list(cache.skipped)
     assert not list(folder.glob("*.part"))
@@ -297,3 +298,15 @@ def test_a_cache_is_one_teachers_at_one_precision(teacher, sources, tmp_path):
     path = next(tmp_path.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-8])
     refused(lambda: fill_cache(tmp_path, sources["folder"], teacher, "float32"), path.name, "damaged")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_fill_their_shares(kind: str, sources, tmp_path):
+    calls: list[str] = []
+    parts = [EmbeddingCache(tmp_path, "a teacher", (number, 2)) for number in range(2)]
+    for part in parts:
+        part.fill(sources[kind], counting(calls), SIZE)
+    assert len(calls) == TOTAL and len(set(calls)) == TOTAL and len(list(tmp_path.glob("index*.jsonl"))) == 2
+    check_content(tmp_path, sources[kind], kind)
+    filled(tmp_path, sources[kind], counting(calls))  # one process finds nothing left of what two did
+    assert len(calls) == TOTAL

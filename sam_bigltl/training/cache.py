@@ -1,8 +1,9 @@
 """The teacher's embeddings on disk: computed once, read at every epoch.
 
 A folder of safetensors files, one for each group of photographs, with an embedding (C, g, g) in float16 under each
-photograph's name, and `index.jsonl`: a line that says whose embeddings they are, then one for each file with its SHA-256
-and names. A file is listed once it is whole, so that an interrupted run goes on with the next group.
+photograph's name, and an index for each process that wrote some (`index.jsonl`, `index_1.jsonl`): a line that says whose
+embeddings they are, then one for each file with its SHA-256 and names. A file is listed once it is whole, so that an
+interrupted run goes on with the next group.
 """
 
 from __future__ import annotations
@@ -35,30 +36,32 @@ class EmbeddingCache:
     Args:
         folder: made if it is not there.
         teacher: fingerprint of the teacher's weights and input size.
+        part: (number of this process, processes) that fill it together.
 
     Raises:
         InputError: the folder holds another teacher's embeddings, or its index is damaged.
     """
 
-    def __init__(self, folder: Path, teacher: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, teacher: str, part: tuple[int, int] = (0, 1)) -> None:
+        self.folder, self.part = folder, part
+        self._suffix = f"_{part[0]}" if part[0] else ""
         self.digests: dict[str, str] = {}  # by file
         self.skipped: dict[str, str] = {}  # reasons by name
         self._file_of: dict[str, str] = {}  # by photograph
         self._done: set[str] = set()  # units of which nothing is missing
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._lines: list[dict[str, Any]] = [{"teacher": teacher}]  # to be written
-        if self.index_path.exists():
-            self._read_index(teacher)
+        for number, index in enumerate(sorted(folder.glob("index*.jsonl"))):
+            self._read_index(index, teacher, repair=number % part[1] == part[0])
 
     @property
     def index_path(self) -> Path:
-        return self.folder / "index.jsonl"
+        return self.folder / f"index{self._suffix}.jsonl"
 
-    def _read_index(self, teacher: str) -> None:
-        lines = self.index_path.read_bytes().split(b"\n")
-        if lines[-1]:  # cut off while it was written
-            os.truncate(self.index_path, sum(len(line) + 1 for line in lines[:-1]))
+    def _read_index(self, path: Path, teacher: str, repair: bool) -> None:
+        lines = path.read_bytes().split(b"\n")
+        if lines[-1] and repair:  # cut off while it was written
+            os.truncate(path, sum(len(line) + 1 for line in lines[:-1]))
         if len(lines) == 1:  # not even the first is there
             return
         try:
@@ -71,12 +74,11 @@ class EmbeddingCache:
                 self._done |= set(line["done"])
                 self.skipped |= line["skipped"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{self.index_path} is no index of embeddings: remove {self.folder}, start again"
-            ) from None
+            raise InputError(f"{path} is no index of embeddings: remove {self.folder}, start again") from None
         if theirs != teacher:
             raise InputError(f"{self.folder} holds the embeddings of another teacher: give another --cache")
-        self._lines = []
+        if path == self.index_path:
+            self._lines = []
 
     def get(self, key: str) -> np.ndarray | None:
         """The embedding (C, g, g) float16 of a photograph, or None if there is none."""
@@ -91,8 +93,8 @@ class EmbeddingCache:
         return self._open[name].get_tensor(key)
 
     def verify(self) -> None:
-        """Read every file and raise InputError unless its SHA-256 is the index's."""
-        for name, digest in self.digests.items():
+        """Read this process's share of the files and raise InputError unless their SHA-256 is the index's."""
+        for name, digest in sorted(self.digests.items())[self.part[0] :: self.part[1]]:
             try:
                 content = (self.folder / name).read_bytes()
             except OSError:
@@ -103,7 +105,7 @@ class EmbeddingCache:
     def fill(
         self, source: Source, embed: Callable[[Photo], np.ndarray], size: tuple[int, int, int], progress: bool = True
     ) -> None:
-        """Compute what is missing; `skipped` says what could not be.
+        """Compute what is missing of this process's share; `skipped` says what could not be.
 
         Args:
             embed: the embedding of one photograph.
@@ -118,18 +120,22 @@ class EmbeddingCache:
         except OSError as error:
             raise InputError(f"--cache {self.folder} cannot be made: {error.strerror}") from None
         for leftover in self.folder.glob("*.part"):
-            leftover.unlink()
+            if leftover.name.rsplit("_", 1)[0] == f"embeddings{self._suffix}":
+                leftover.unlink()
         count, present, bytes_each = source.estimate(), len(self._file_of), int(np.prod(size)) * 2
         needed, free = max(0, count - present) * bytes_each, shutil.disk_usage(self.folder).free
-        print(
-            f"cache: about {count} embeddings of {bytes_each / 1e6:.2f} MB are {count * bytes_each / 1e9:.2f} GB; "
-            f"{present} are there, {free / 1e9:.1f} GB are free", flush=True,
-        )  # fmt: skip
+        if self.part[0] == 0:
+            print(
+                f"cache: about {count} embeddings of {bytes_each / 1e6:.2f} MB are {count * bytes_each / 1e9:.2f} GB; "
+                f"{present} are there, {free / 1e9:.1f} GB are free", flush=True,
+            )  # fmt: skip
         if needed > free:
             raise InputError(f"--cache {self.folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         group, done, skipped = {}, [], {}
-        with tqdm(total=count, initial=present, unit="image", disable=None if progress else True) as bar:
-            for unit in source.units():
+        shown = progress and self.part[0] == 0
+        share = {"total": count // self.part[1], "initial": present // self.part[1]}
+        with tqdm(**share, unit="image", disable=None if shown else True) as bar:
+            for unit in source.units()[self.part[0] :: self.part[1]]:
                 if unit in self._done or unit in self._file_of:  # photographs of their own are their units
                     continue
                 for photo in source.unit(unit):
@@ -150,7 +156,9 @@ class EmbeddingCache:
     def _write(self, group: dict[str, np.ndarray], done: list[str], skipped: dict[str, str]) -> None:
         """Write a group, then its line of the index."""
         try:
-            name = f"embeddings_{len(self.digests):06d}.safetensors" if group else None
+            prefix = f"embeddings{self._suffix}"
+            number = sum(name.rsplit("_", 1)[0] == prefix for name in self.digests)
+            name = f"{prefix}_{number:06d}.safetensors" if group else None
             if name:
                 partial = self.folder / f"{name}.part"
                 save_file(group, partial)

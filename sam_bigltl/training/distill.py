@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -155,9 +156,12 @@ def fingerprint(sam: Sam) -> str:
 
 
 def fill_cache(folder: Path, source: Source, teacher: Sam, precision: str) -> EmbeddingCache:
-    """The cache in `folder` with an embedding of every photograph that can be read; they are verified."""
-    cache = EmbeddingCache(folder, f"{fingerprint(teacher)} {precision}")
+    """The cache in `folder` with an embedding of every photograph that can be read, verified; the processes share it."""
+    processes = PartialState()
+    name, part = f"{fingerprint(teacher)} {precision}", (processes.process_index, processes.num_processes)
+    cache = EmbeddingCache(folder, name, part)
     cache.verify()
+    processes.wait_for_everyone()  # nobody writes before everybody has read
     resize = ResizeLongestSide(teacher.image_encoder.img_size)
     device = teacher.device.type
 
@@ -169,4 +173,5 @@ def fill_cache(folder: Path, source: Source, teacher: Sam, precision: str) -> Em
 
     config = teacher.image_encoder.config
     cache.fill(source, embed, (config.out_chans, config.side, config.side))
-    return cache
+    processes.wait_for_everyone()
+    return EmbeddingCache(folder, name, part)  # with what the others wrote

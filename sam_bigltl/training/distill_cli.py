@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def run(args: argparse.Namespace) -> None:
     _check(args, configs)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    processes = PartialState(cpu=args.device == "cpu")
+    # Hours: the processes wait for one another after filling their share of a cache.
+    processes = PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=12))
     device = processes.device if args.device is None or processes.num_processes > 1 else parse_device(args.device)
     torch.manual_seed(args.seed)
     source = open_source(args.data, args.images)
@@ -151,8 +153,7 @@ def run(args: argparse.Namespace) -> None:
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:
-        with processes.main_process_first():
-            cache = fill_cache(args.cache, source, teacher, args.precision)
+        cache = fill_cache(args.cache, source, teacher, args.precision)
     validate = None
     if args.val:
         ratios = tuple(args.keep_ratio_range or args.keep_ratios)

@@ -210,11 +210,14 @@ class Loop(ABC):
             return
         path = self.output / name
         new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with open(path, "a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}): make room, then --resume") from None
 
     def draw_keep_ratio(self) -> float:
         """The ratio of the coming step, the same on every process."""
