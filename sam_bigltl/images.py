@@ -23,12 +23,15 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
     an animation the first frame is read. Raises InputError when there is no readable picture at `path`.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give the path of one image file")
-    if not path.exists():
-        raise InputError(f"image not found: {path}: check the path")
-    if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the path of one image file")
+        if not path.exists():
+            raise InputError(f"image not found: {path}: check the path")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from None
     return _decode(path, path)
 
 

@@ -235,6 +235,9 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings(toy, whole, 
     with pytest.raises(SystemExit):
         main(flags(toy, copied.parent, "--resume", "--weight-router", 0.2))
     assert "was trained with weight_router = 0.1, not 0.2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(flags(toy, copied.parent, "--resume", "--data", write_shards(tmp_path / "others", 1, 2)[0]))
+    assert "was trained with data = " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- full size
@@ -261,7 +264,9 @@ def test_a_converted_vit_b_survives_a_kill_on_one_and_two_processes(tmp_path):
     assert two.returncode == 0, two.stderr
     for ours, theirs in zip(logs(tmp_path / "two"), logs(tmp_path / "whole"), strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)  # bfloat16
+            # bfloat16; in stage 2 a pixel that rounding moves can move a corrective point.
+            assert a["cosine"] == pytest.approx(b["cosine"], rel=5e-3)
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-2)
     assert run(killer, 1, 1, *given, "--output", tmp_path / "run").returncode == -9
     assert run(command, *given, "--output", tmp_path / "run", "--resume").returncode == 0
     assert logs(tmp_path / "run") == logs(tmp_path / "whole")

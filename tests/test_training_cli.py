@@ -76,8 +76,9 @@ def test_dense_then_distilled(tiny, shapes, tmp_path, capsys):
     main(flags(shapes, little, *teaching, "--freeze-decoder", "--val", shapes, "--val-images", 1, model="bigltl_tiny"))
     assert all((little / name).is_file() for name in FILES)
     student = load_sam(little / "model.safetensors", "bigltl_tiny").state_dict()
-    for name, value in written.items():
-        assert torch.equal(student[name], value) == (not name.startswith("image_encoder.")) or value.numel() == 1, name
+    for name, value in written.items():  # the decoder is frozen, and the stem's statistics are the teacher's
+        same = not name.startswith("image_encoder.") or "running_" in name or value.numel() == 1
+        assert torch.equal(student[name], value) == same, name
     assert {row["keep_ratio"] for row in rows(little / "val.csv")} == {"1.0", "0.5"}
     assert "warm start" in capsys.readouterr().out
     assert float(rows(little / "log.csv")[0]["cosine"]) < 0.5  # it starts from the teacher

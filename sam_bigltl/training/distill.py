@@ -40,6 +40,7 @@ class DistillConfig(LoopConfig):
         weight_embedding, weight_layers, weight_router, weight_masks: see `Weights`.
         checkpointing: compute blocks again in the backward pass instead of storing them.
         cached: whether the teacher's embeddings come from a cache; frames are then never mirrored.
+        teacher, data: fingerprints, so that a run is not continued with others.
     """
 
     stage: int
@@ -53,6 +54,8 @@ class DistillConfig(LoopConfig):
     weight_masks: float = 1.0
     checkpointing: bool = False
     cached: bool = False
+    teacher: str = ""
+    data: str = ""
 
 
 class Distiller(Loop):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
 from .cache import EmbeddingCache
 from .curve import plot_log
-from .distill import DistillConfig, Distiller, fill_cache
+from .distill import DistillConfig, Distiller, fill_cache, fingerprint
 from .sources import Source, first_photos, open_source
 from .validation import Validation
 
@@ -150,6 +151,8 @@ def run(args: argparse.Namespace) -> None:
             f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks"
         )
     teacher = load_sam(args.teacher).to(device)
+    names = "\n".join(Path(unit).name for unit in source.units())
+    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names.encode()).hexdigest()[:12]}
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:
@@ -159,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
         ratios = tuple(args.keep_ratio_range or args.keep_ratios)
         validate = Validation(student, args.val, args.images or args.val.parent, args.val_images, ratios)
     for config in configs:
-        _run_stage(_Job(args, student, teacher, source, cache, validate), config)
+        _run_stage(_Job(args, student, teacher, source, cache, validate), replace(config, **about))
 
 
 @dataclass(frozen=True)
