@@ -67,13 +67,15 @@ def decode(
     position: Tensor,
     sparse: Tensor,
     choose: Callable[[Tensor], Tensor] | None = None,
+    dense: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Masks of the decoder's four outputs, without mask input.
+    """Masks of the decoder's four outputs.
 
     Args:
         embeddings, position: (B, C, gh, gw).
         sparse: prompt tokens (B, P, T, C).
         choose: from the predicted IoU (B, P, 4), the outputs that masks are wanted of, int64 (B, P, k); None for all.
+        dense: embeddings of mask inputs (B, C, gh, gw), as the prompt encoder gives them; None without mask inputs.
 
     Returns:
         mask logits (B, P, k, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
@@ -82,7 +84,7 @@ def decode(
     gh, gw = embeddings.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2)
-    image = embeddings + prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+    image = embeddings + (prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1) if dense is None else dense)
     if torch.is_autocast_enabled(image.device.type):  # else every one of its image-sized sums is a float32 one
         dtype = torch.get_autocast_dtype(image.device.type)
         image, position = image.to(dtype), position.to(dtype)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch.func import functional_call
 
 from . import embeddings
+from .decode import decode
 from .errors import InputError
 from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_torch_prompts
 
@@ -179,18 +180,43 @@ class SamPredictor(segment_anything.SamPredictor):
         sparse, dense, dense_pe = self._embed_prompts(points, boxes, mask_input)
         decoder = self.model.mask_decoder
         dtype = _dtype(decoder, self.features.dtype)
-        low_res_masks, iou_predictions = decoder(
-            image_embeddings=self.features[image_index : image_index + 1].to(dtype),
-            image_pe=dense_pe.to(dtype),
-            sparse_prompt_embeddings=sparse.to(dtype),
-            dense_prompt_embeddings=dense.to(dtype),
-            multimask_output=multimask_output,
-        )
+        prompts = {
+            "image_embeddings": self.features[image_index : image_index + 1].to(dtype),
+            "image_pe": dense_pe.to(dtype),
+            "sparse_prompt_embeddings": sparse.to(dtype),
+            "dense_prompt_embeddings": (dense[:1] if mask_input is None else dense).to(dtype),
+            "multimask_output": multimask_output,
+        }
+        # A decoder of another class has its own way.
+        run = self._decode if type(decoder) is MaskDecoder else decoder
+        low_res_masks, iou_predictions = run(**prompts)
         low_res_masks, iou_predictions = low_res_masks.float(), iou_predictions.float()  # numpy has no bfloat16
         masks = self.model.postprocess_masks(low_res_masks, input_size, original_size)
         if not return_logits:
             masks = masks > self.model.mask_threshold
         return masks, iou_predictions, low_res_masks
+
+    def _decode(
+        self,
+        image_embeddings: torch.Tensor,
+        image_pe: torch.Tensor,
+        sparse_prompt_embeddings: torch.Tensor,
+        dense_prompt_embeddings: torch.Tensor,
+        multimask_output: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What SAM's mask decoder returns, with less work: see `decode`."""
+        outputs = torch.tensor([1, 2, 3] if multimask_output else [0], device=sparse_prompt_embeddings.device)
+        images = len(dense_prompt_embeddings)  # each mask input makes an image of its own
+        masks, iou = decode(
+            self.model.mask_decoder,
+            self.model.prompt_encoder,
+            image_embeddings.expand(images, -1, -1, -1),
+            image_pe.expand(images, -1, -1, -1),
+            sparse_prompt_embeddings.unflatten(0, (images, -1)),
+            lambda iou: outputs.expand(*iou.shape[:2], -1),
+            dense_prompt_embeddings,
+        )
+        return masks.flatten(0, 1), iou.flatten(0, 1)[:, outputs]
 
     def _embed_prompts(
         self,

@@ -1,4 +1,4 @@
-"""SamPredictor against segment_anything's: same signatures, bit-equal results; then what it adds."""
+"""SamPredictor against segment_anything's: same signatures, same masks; then what it adds."""
 
 import copy
 import inspect
@@ -29,10 +29,12 @@ def predictor(sam):
 
 
 def assert_equal(ours, theirs):
+    """The same masks, types and shapes; scores and logits to rounding, since the products are in another order."""
     assert len(ours) == len(theirs) == 3
     for a, b in zip(ours, theirs):
         assert type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape
-        assert (a == b).all()
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a == b).all() if a.dtype == bool else np.allclose(a, b, atol=1e-5), abs(a - b).max()
 
 
 def prompts(height, width):
@@ -74,7 +76,7 @@ def test_signatures_are_segment_anythings():
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_bit_equal_to_segment_anything(sam, size, image_format):
+def test_same_as_segment_anything(sam, size, image_format):
     ours, theirs = SamPredictor(sam), segment_anything.SamPredictor(sam)
     image = picture(*size)
     for predictor in (ours, theirs):
@@ -96,7 +98,7 @@ def test_rgb_and_bgr_differ_and_agree(sam):
     assert not (predictor.get_image_embedding() == rgb).all()
 
 
-def test_torch_methods_are_bit_equal(sam):
+def test_torch_methods_are_the_same(sam):
     ours, theirs = SamPredictor(sam), segment_anything.SamPredictor(sam)
     image = torch.as_tensor(picture(48, 64)).permute(2, 0, 1)[None].float()
     torch.manual_seed(0)
