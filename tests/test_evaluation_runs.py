@@ -211,8 +211,9 @@ def test_batches_give_the_masks_of_single_calls(mask_select: str) -> None:
             target = rng.random((height, width)) < 0.5
             kinds = [(box, None, None), (None, points, labels), (box, points, labels)]
             prompts.append(Prompt(*kinds[index % 3], target=target))
-        prompts.append(Prompt(box, logits=rng.normal(size=sam.prompt_encoder.mask_input_size).astype(np.float32)))
-        prompts[-1] = Prompt(box, logits=prompts[-1].logits, target=target)
+        for number in range(3):  # one batch of two and one of one
+            logits = rng.normal(size=sam.prompt_encoder.mask_input_size).astype(np.float32)
+            prompts.insert(2 * number, Prompt(box + number, logits=logits, target=target))
         decoder = decoder_for(predictor, 2)
         assert isinstance(decoder, BatchDecoder)
         pairs = zip(decoder.run(prompts, mask_select), PromptLoop(predictor).run(prompts, mask_select), strict=True)

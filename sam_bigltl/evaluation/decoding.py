@@ -108,14 +108,11 @@ class BatchDecoder(PromptLoop):
     def run(self, prompts: Sequence[Prompt], mask_select: str) -> list[Prediction]:
         """Predictions in the order of `prompts`; `mask_select` as in `protocols.Protocol`."""
         found: list[Prediction | None] = [None] * len(prompts)
-        by_tokens = defaultdict(list)  # a batch needs equally many tokens
+        by_shape = defaultdict(list)  # a batch needs equally many tokens, and mask inputs for all or none
         for index, prompt in enumerate(prompts):
-            if prompt.logits is not None:
-                found[index] = self._one(prompt, mask_select)  # a mask input changes every image token
-                continue
             tokens = 0 if prompt.coords is None else len(prompt.coords)
-            by_tokens[tokens, prompt.box is None].append(index)
-        for indices in by_tokens.values():
+            by_shape[tokens, prompt.box is None, prompt.logits is None].append(index)
+        for indices in by_shape.values():
             for part in np.array_split(indices, -(-len(indices) // self.batch_size)):  # none much smaller than others
                 predictions = self._batch([prompts[index] for index in part], mask_select)
                 for index, prediction in zip(part, predictions, strict=True):
@@ -129,10 +126,15 @@ class BatchDecoder(PromptLoop):
         weight = sam.mask_decoder.iou_token.weight
         sparse = embed_prompts(sam.prompt_encoder, coords, labels).to(weight.dtype)
         features = predictor.features[:1].to(weight.dtype)
-        outputs = partial(_outputs, mask_select)
-        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, self._position, sparse, outputs)
-        scores = scores.gather(2, outputs(scores))[0].float()  # (P, k)
-        logits = logits[0].float()  # (P, k, h, w)
+        position, dense, outputs = self._position, None, partial(_outputs, mask_select)
+        if prompts[0].logits is not None:  # each mask input makes an image of its own
+            inputs = torch.from_numpy(np.stack([prompt.logits for prompt in prompts]))[:, None]
+            dense = sam.prompt_encoder.mask_downscaling(inputs.to(features.device, weight.dtype))
+            features, position = (x.expand(len(prompts), -1, -1, -1) for x in (features, position))
+            sparse = sparse.transpose(0, 1)
+        logits, scores = decode(sam.mask_decoder, sam.prompt_encoder, features, position, sparse, outputs, dense)
+        scores = scores.gather(2, outputs(scores)).flatten(0, 1).float()  # (P, k)
+        logits = logits.flatten(0, 1).float()  # (P, k, h, w)
         masks = self._to_image(logits)  # (P, k, H, W)
         chosen = np.zeros(len(prompts), dtype=np.int64)
         if mask_select == "oracle":
