@@ -98,6 +98,7 @@ CELLS = {cell.name: cell for cell in (
     Cell("e-embedding-and-masks", _changed(), _NO_TEACHER_OF_FEATURES | {"weight_embedding": 1.0}),
     Cell("e-only-0.5", _changed(), {"keep_ratios": (0.5,)}, (0.5,)),
     Cell("e-only-0.25", _changed(), {"keep_ratios": (0.25,)}, (0.25,)),
+    Cell("f-dense-3-layers", _shallow(3, 5, 7), {}, (1.0,), seeds=3),
     Cell("f-dense-4-layers", _shallow(1, 3, 5, 7), {}, (1.0,), seeds=3),
     Cell("f-dense-5-layers", _shallow(0, 1, 3, 5, 7), {}, (1.0,), seeds=3),
     Cell("f-dense-6-layers", _shallow(0, 1, 2, 3, 5, 7), {}, (1.0,)),
