@@ -84,17 +84,15 @@ class Clicker(_Clicks):
 
     def _farthest(self, region: np.ndarray) -> tuple[float, int, int]:
         """Distance to the border of a region's innermost pixel that was not clicked, and its x, y; 0, 0, 0 if none."""
-        x0, y0, width, height = cv2.boundingRect(region.view(np.uint8))
-        if width == 0:
+        if not region.any():
             return 0.0, 0, 0
-        # What lies around the bounding box is outside, so that the distances within are those of the whole image.
-        distance = _distance_to_border(region[y0 : y0 + height, x0 : x0 + width])
+        # On the whole image, as published: on a part of it OpenCV's distances differ in the last bit, and so do ties.
+        distance = _distance_to_border(region)
         for x, y in self.coords:
-            if x0 <= x < x0 + width and y0 <= y < y0 + height:
-                distance[int(y) - y0, int(x) - x0] = 0
-        y, x = divmod(int(distance.argmax()), width)
+            distance[int(y), int(x)] = 0
+        y, x = divmod(int(distance.argmax()), region.shape[1])
         farthest = float(distance[y, x])
-        return (farthest, x0 + x, y0 + y) if farthest else (0.0, 0, 0)
+        return (farthest, x, y) if farthest else (0.0, 0, 0)
 
 
 class CentreRandomClicker(_Clicks):
