@@ -14,9 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from .cache import EmbeddingCache
@@ -24,8 +22,9 @@ from .config import LoopConfig
 from .engine import Batch, Loop
 from .frames import FrameConfig, FrameStreams, Part
 from .objectives import EmbeddingObjective, PromptObjective, Weights
+from .photos import preprocess
 from .sources import START, Cursor, Photo, Source
-from .workers import ignore_interrupts, loaded
+from .workers import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +109,9 @@ class Distiller(Loop):
             dict(self.cursors), self.step, self.cache,
         )  # fmt: skip
         # Workers take streams in turn, which keeps their order only where they have equally many.
-        workers = max((n for n in range(config.workers + 1) if n == 0 or len(self.mine) % n == 0), default=0)
-        loader = DataLoader(
-            streams, batch_size=None, num_workers=workers, prefetch_factor=2 if workers else None,
-            worker_init_fn=ignore_interrupts,
-        )  # fmt: skip
+        workers = max(n for n in range(config.workers + 1) if n == 0 or len(self.mine) % n == 0)
         parts: list[Part] = []
-        for part in loaded(loader):
+        for part in load(streams, workers, ahead=2):
             parts.append(part)
             if len(parts) < len(self.mine):
                 continue
@@ -150,7 +145,10 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
 
 
 def fingerprint(sam: Sam) -> str:
-    """SHA-256 of a Sam's encoder: the weights and the shape of its input."""
+    """SHA-256 of a Sam's encoder: all of the weights and the shape of its input.
+
+    Unlike that of saved embeddings, which samples the weights, it tells a teacher that was trained a little further.
+    """
     digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
     for name, value in sorted(sam.image_encoder.state_dict().items()):
         digest.update(name.encode())
@@ -165,14 +163,11 @@ def fill_cache(folder: Path, source: Source, teacher: Sam, precision: str) -> Em
     cache = EmbeddingCache(folder, name, part)
     cache.verify()
     processes.wait_for_everyone()  # nobody writes before everybody has read
-    resize = ResizeLongestSide(teacher.image_encoder.img_size)
-    device = teacher.device.type
 
     @torch.inference_mode()
     def embed(photo: Photo) -> np.ndarray:
-        pixels = torch.as_tensor(resize.apply_image(photo.pixels), device=teacher.device).permute(2, 0, 1)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            return teacher.image_encoder(teacher.preprocess(pixels)[None])[0].float().cpu().numpy()
+        with torch.autocast(teacher.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return teacher.image_encoder(preprocess(teacher, photo.pixels))[0].float().cpu().numpy()
 
     config = teacher.image_encoder.config
     cache.fill(source, embed, (config.out_chans, config.side, config.side))

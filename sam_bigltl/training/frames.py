@@ -21,10 +21,9 @@ from ..decode import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
 from ..evaluation.prompts import tight_box
 from .cache import EmbeddingCache
-from .sources import Cursor, Photo, Skipped, Source
+from .sources import GIVE_UP, Cursor, Photo, Skipped, Source
 
 MIN_PIXELS = 12  # of an object that is prompted, in the frame
-GIVE_UP = 1000  # photographs in a row that cannot be used
 
 
 @dataclass(frozen=True)

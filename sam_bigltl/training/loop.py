@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from ..decode import TOP_LEFT, decode, dense_position, embed_prompts
 from ..errors import InputError
@@ -17,7 +17,7 @@ from .config import LoopConfig
 from .data import MaskBatches, SampleConfig
 from .engine import Batch, Loop
 from .losses import embedding_loss, mask_loss
-from .workers import ignore_interrupts, loaded
+from .workers import load
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +103,8 @@ class Trainer(Loop):
         self.keep_statistics = teacher is not None
 
     def micro_batches(self) -> Iterator[list[Batch]]:
-        workers = self.config.workers
-        loader = DataLoader(
-            Subset(self.batches, range(self.step, self.config.steps)),
-            batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None,
-            worker_init_fn=ignore_interrupts,
-        )  # fmt: skip
-        for batch in loaded(loader):
+        rest = Subset(self.batches, range(self.step, self.config.steps))
+        for batch in load(rest, self.config.workers, ahead=4):
             yield [batch]
 
 

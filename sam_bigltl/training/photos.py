@@ -26,8 +26,11 @@ def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Ite
     if not paths or count < 1:
         raise InputError(f"no photographs in {folder}" if not paths else f"at least 1 photograph, not {count}")
     chosen = np.random.default_rng(seed).permutation(len(paths))[:count]
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
     for index in sorted(chosen):
-        photo = resize.apply_image(read_image(paths[index]))
-        tensor = torch.as_tensor(photo, device=sam.device).permute(2, 0, 1)
-        yield sam.preprocess(tensor)[None]
+        yield preprocess(sam, read_image(paths[index]))
+
+
+def preprocess(sam: Sam, pixels: np.ndarray) -> Tensor:
+    """One photograph, uint8 RGB (H, W, 3), as the encoder takes it: (1, 3, S, S)."""
+    resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(pixels)
+    return sam.preprocess(torch.as_tensor(resized, device=sam.device).permute(2, 0, 1))[None]

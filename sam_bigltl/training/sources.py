@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
 from ..images import decode_image, read_image
-from .photos import SUFFIXES
+from .photos import SUFFIXES, preprocess
 
 Cursor = tuple[int, int]  # what a stream has been through: units (photographs or shards), and photographs of the next
 START: Cursor = (0, 0)
+GIVE_UP = 1000  # photographs in a row that cannot be used
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,6 @@ def open_source(data: str, images: Path | None = None) -> Source:
 
 def first_photos(sam: Sam, source: Source, count: int, seed: int) -> Iterator[Tensor]:
     """The first photographs of the source that can be read, preprocessed: each (1, 3, S, S)."""
-    resize = ResizeLongestSide(sam.image_encoder.img_size)
-    photos = (photo for _, photo in islice(source.stream(0, 1, seed), count + 1000) if isinstance(photo, Photo))
+    photos = (photo for _, photo in islice(source.stream(0, 1, seed), count + GIVE_UP) if isinstance(photo, Photo))
     for photo in islice(photos, count):
-        pixels = torch.as_tensor(resize.apply_image(photo.pixels), device=sam.device).permute(2, 0, 1)
-        yield sam.preprocess(pixels)[None]
+        yield preprocess(sam, photo.pixels)

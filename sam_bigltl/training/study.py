@@ -10,7 +10,7 @@ import argparse
 import csv
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -90,7 +90,7 @@ CELLS = {cell.name: cell for cell in (
     Cell("b-random", _with_router(ablations.RandomRouter), seeds=3),
     Cell("b-centre", _with_router(ablations.CentreRouter)),
     Cell("b-supervised", _changed(), {"weight_router": 0.1}, seeds=3),
-    Cell("c-every-layer", lambda teacher, student: student, {}),
+    Cell("c-every-layer", _changed()),
     Cell("c-once", _changed(ablations.route_once)),
     Cell("d-no-gamma", _changed(ablations.without_fusion)),
     Cell("d-selected-only", _changed(ablations.attend_to_selected_only)),
@@ -221,17 +221,16 @@ class Study:
                 writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in (row | fixed).items()})
 
     def _truth(self, sam: Sam) -> dict[str, torch.Tensor]:
-        side = sam.image_encoder.img_size
-        return dict(self._boundaries(side, sam.image_encoder.config.side))
-
-    def _boundaries(self, side: int, tokens: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """What an oracle router is given for each dev image, by `digest`."""
+        side, truth = sam.image_encoder.img_size, {}
         for image in self.images:
             frame = torch.zeros(len(image.annotations), side, side, dtype=torch.bool)
             for number, annotation in enumerate(image.annotations):
                 mask = torch.from_numpy(in_frame(annotation.mask(), side))
                 frame[number, : mask.shape[0], : mask.shape[1]] = mask
             pixels = read_image(self.data / "images" / image.file_name)
-            yield digest(pixels), ablations.boundary_scores(frame, tokens)
+            truth[digest(pixels)] = ablations.boundary_scores(frame, sam.image_encoder.config.side)
+        return truth
 
 
 def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15) -> None:

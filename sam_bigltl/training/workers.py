@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 
@@ -15,6 +15,15 @@ def ignore_interrupts(worker: int) -> None:
     """Signals reach the whole process group; the workers end with the loop, not before it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def load(dataset: Dataset, workers: int, ahead: int) -> Iterator[Any]:
+    """The dataset's items as they are, made by `workers` processes, `ahead` each in advance; 0 makes them in turn."""
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead if workers else None,
+        worker_init_fn=ignore_interrupts,
+    )  # fmt: skip
+    return loaded(loader)
 
 
 def loaded(loader: DataLoader) -> Iterator[Any]:
