@@ -1,4 +1,9 @@
-"""SAM's automatic mask generator, on this package's predictor."""
+"""SAM's automatic mask generator, on this package's predictor, with the work of masks that are thrown away left out.
+
+`segment_anything` draws three masks for every point, brings all of them to the image's size and then drops most. Here a
+mask is drawn only where its predicted IoU passes, and a few at a time come to the image's size, to be measured and
+compressed before the next ones.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,23 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
-from segment_anything.modeling import Sam
-from segment_anything.utils.amg import MaskData
+from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.utils.amg import (
+    MaskData,
+    batched_mask_to_box,
+    calculate_stability_score,
+    is_box_near_crop_edge,
+    uncrop_masks,
+)
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from .decode import draw
 from .errors import InputError
 from .predictor import ResizeLongestSideFloat32, SamPredictor
 from .prompt_checks import check_image
+
+
+_PIXELS = 2**23  # of masks that are alive at the image's size at once
 
 
 class _GridTransform(ResizeLongestSideFloat32):
@@ -30,7 +45,7 @@ class _GridTransform(ResizeLongestSideFloat32):
 class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
     """Masks of everything in an image, from a grid of points: `segment_anything`'s arguments, methods and results.
 
-    It also runs in bfloat16 and on MPS.
+    It also runs in bfloat16 and on MPS. Memory is bounded by `points_per_batch` image embeddings and by a few masks.
     """
 
     def __init__(
@@ -82,6 +97,58 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         check_image(image)
         return super().generate(image)
 
+    def _process_batch(
+        self, points: np.ndarray, im_size: tuple[int, ...], crop_box: list[int], orig_size: tuple[int, ...]
+    ) -> MaskData:
+        if type(self.predictor.model.mask_decoder) is not MaskDecoder:  # one that has its own way
+            return super()._process_batch(points, im_size, crop_box, orig_size)
+        low_res, iou, point = self._drawn(points, im_size)
+        at_once = max(1, _PIXELS // (im_size[0] * im_size[1]))
+        data = MaskData()
+        for start in range(0, max(1, len(low_res)), at_once):  # without masks there is one empty part
+            part = slice(start, start + at_once)
+            data.cat(self._measured(low_res[part], iou[part], point[part], im_size, crop_box, orig_size))
+        return data
+
+    def _drawn(
+        self, points: np.ndarray, im_size: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Low-resolution logits (n, h, w) of the masks whose predicted IoU (n,) passes, and their points (n, 2)."""
+        predictor = self.predictor
+        coords = torch.as_tensor(predictor.transform.apply_coords(points, im_size), device=predictor.device)
+        labels = torch.ones(len(coords), dtype=torch.int, device=coords.device)
+        image, kernels, iou = predictor.read_prompts((coords[:, None], labels[:, None]))
+        kernels, iou = kernels[:, 1:], iou[:, 1:].float()  # the three of an ambiguous prompt
+        keep = iou > self.pred_iou_thresh if self.pred_iou_thresh > 0.0 else torch.ones_like(iou, dtype=torch.bool)
+        rows = keep.any(dim=1)
+        low_res = draw(predictor.model.mask_decoder, image[rows], kernels[rows], predictor.features.shape[-2:])
+        point = torch.as_tensor(points)[:, None].expand(-1, 3, -1)[keep.cpu()]
+        return low_res[keep[rows]].float(), iou[keep], point
+
+    def _measured(
+        self,
+        low_res: torch.Tensor,
+        iou: torch.Tensor,
+        points: torch.Tensor,
+        im_size: tuple[int, ...],
+        crop_box: list[int],
+        orig_size: tuple[int, ...],
+    ) -> MaskData:
+        """Masks at the image's size: stability, box and run lengths of those that pass."""
+        model = self.predictor.model
+        logits = model.postprocess_masks(low_res[:, None], self.predictor.input_size, im_size)[:, 0]
+        data = MaskData(iou_preds=iou, points=points)
+        data["stability_score"] = calculate_stability_score(logits, model.mask_threshold, self.stability_score_offset)
+        data["masks"] = logits > model.mask_threshold
+        if self.stability_score_thresh > 0.0:
+            data.filter(data["stability_score"] >= self.stability_score_thresh)
+        data["boxes"] = batched_mask_to_box(data["masks"])
+        height, width = orig_size
+        data.filter(~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, width, height]))
+        data["rles"] = [_run_lengths(mask) for mask in uncrop_masks(data["masks"], crop_box, height, width).cpu().numpy()]
+        del data["masks"]
+        return data
+
     def _process_crop(
         self, image: np.ndarray, crop_box: list[int], crop_layer_idx: int, orig_size: tuple[int, ...]
     ) -> MaskData:
@@ -89,3 +156,11 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         if len(data["rles"]) == 0:  # SAM's tensor has lost its second dimension, which fails when no crop has masks
             data["crop_boxes"] = torch.zeros((0, 4), dtype=torch.int64)
         return data
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) as the uncompressed RLE of COCO: runs down the columns, the first one of background."""
+    pixels = mask.T.ravel()
+    starts = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff(starts, prepend=0, append=pixels.size).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if pixels[0] else counts}

@@ -80,8 +80,28 @@ def decode(
     Returns:
         mask logits (B, P, k, 4 gh, 4 gw), output 0 being the single mask; predicted IoU (B, P, 4).
     """
+    image, kernels, iou = read_prompts(decoder, prompt_encoder, embeddings, position, sparse, dense)
+    if choose is not None:
+        kernels = kernels.gather(2, choose(iou)[..., None].expand(-1, -1, -1, kernels.shape[-1]))
+    masks = draw(decoder, image.flatten(0, 1), kernels.flatten(0, 1), embeddings.shape[-2:])
+    return masks.unflatten(0, iou.shape[:2]), iou
+
+
+def read_prompts(
+    decoder: MaskDecoder,
+    prompt_encoder: PromptEncoder,
+    embeddings: Tensor,
+    position: Tensor,
+    sparse: Tensor,
+    dense: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first half of `decode`, with its arguments: all but the masks.
+
+    Returns:
+        each prompt's image tokens (B, P, N, C); what its four masks are products with (B, P, 4, C / 8); predicted IoU
+        (B, P, 4).
+    """
     batch, prompts = sparse.shape[:2]
-    gh, gw = embeddings.shape[-2:]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_tokens.expand(batch, prompts, -1, -1), sparse], dim=2)
     image = embeddings + (prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1) if dense is None else dense)
@@ -90,18 +110,27 @@ def decode(
         image, position = image.to(dtype), position.to(dtype)
     image, position = (x.flatten(2).transpose(1, 2).contiguous() for x in (image, position))  # (B, gh * gw, C)
     hidden, image = two_way(decoder.transformer, image, position, tokens)
-    iou = decoder.iou_prediction_head(hidden[:, 0]).unflatten(0, (batch, prompts))
+    iou = decoder.iou_prediction_head(hidden[:, 0])
     kernels = torch.stack([mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    if choose is not None:
-        chosen = choose(iou).flatten(0, 1)[..., None]
-        kernels = kernels.gather(1, chosen.expand(-1, -1, kernels.shape[-1]))
+    return image, kernels.unflatten(0, (batch, prompts)), iou.unflatten(0, (batch, prompts))
+
+
+def draw(decoder: MaskDecoder, image: Tensor, kernels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The second half of `decode`: mask logits of n prompts.
+
+    Args:
+        image: each prompt's image tokens, (n, gh * gw, C); kernels: (n, k, C / 8); grid: gh, gw.
+
+    Returns:
+        (n, k, 4 gh, 4 gw)
+    """
+    gh, gw = grid
     # A few prompts at a time, so that what lies between the image tokens and the masks stays in the cache.
     rows = max(1, _TOKENS // (gh * gw))
-    parts = zip(image.flatten(0, 1).split(rows), kernels.split(rows), strict=True)
+    parts = zip(image.split(rows), kernels.split(rows), strict=True)
     masks = torch.cat([_upscale(decoder, x).flatten(1, -2) @ kernel.transpose(1, 2) for x, kernel in parts])
-    masks = masks.view(batch, prompts, gh, gw, 2, 2, 2, 2, -1)
-    masks = masks.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).reshape(batch, prompts, -1, 4 * gh, 4 * gw)
-    return masks, iou
+    masks = masks.view(-1, gh, gw, 2, 2, 2, 2, kernels.shape[1])
+    return masks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(image), kernels.shape[1], 4 * gh, 4 * gw)
 
 
 def _upscale(decoder: MaskDecoder, x: Tensor) -> Tensor:

@@ -12,18 +12,27 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
+from PIL import Image
 from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch.func import functional_call
 
 from . import embeddings
-from .decode import decode
+from .decode import draw, read_prompts
 from .errors import InputError
 from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_torch_prompts
 
 
 class ResizeLongestSideFloat32(ResizeLongestSide):
     """SAM's resize, with coordinates in float32 (MPS has no float64) and sides of at least one pixel."""
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """`image`, uint8 (H, W, 3), with a long side of `target_length`: SAM's pixels to the bit.
+
+        Pillow's filter, since torch's rounds a pixel in 100,000 otherwise, but without torchvision's copies around it.
+        """
+        height, width = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
         """Coordinates (..., 2) in pixels of the image of size (H, W), in the model's frame, float32."""
@@ -48,6 +57,7 @@ class SamPredictor(segment_anything.SamPredictor):
     def __init__(self, sam_model: Sam) -> None:
         super().__init__(sam_model)
         self.transform = ResizeLongestSideFloat32(sam_model.image_encoder.img_size)
+        self._position: tuple[torch.Tensor, int, torch.Tensor] | None = None  # see `_dense_position`
 
     @property
     def route(self) -> Any | None:
@@ -177,46 +187,68 @@ class SamPredictor(segment_anything.SamPredictor):
         mask_size = self.model.prompt_encoder.mask_input_size
         check_torch_prompts(point_coords, point_labels, boxes, mask_input, mask_size)
         points = None if point_coords is None else (point_coords, point_labels)
-        sparse, dense, dense_pe = self._embed_prompts(points, boxes, mask_input)
         decoder = self.model.mask_decoder
-        dtype = _dtype(decoder, self.features.dtype)
-        prompts = {
-            "image_embeddings": self.features[image_index : image_index + 1].to(dtype),
-            "image_pe": dense_pe.to(dtype),
-            "sparse_prompt_embeddings": sparse.to(dtype),
-            "dense_prompt_embeddings": (dense[:1] if mask_input is None else dense).to(dtype),
-            "multimask_output": multimask_output,
-        }
-        # A decoder of another class has its own way.
-        run = self._decode if type(decoder) is MaskDecoder else decoder
-        low_res_masks, iou_predictions = run(**prompts)
+        if type(decoder) is MaskDecoder:
+            image, kernels, iou_predictions = self.read_prompts(points, boxes, mask_input, image_index)
+            outputs = slice(1, None) if multimask_output else slice(0, 1)
+            low_res_masks = draw(decoder, image, kernels[:, outputs], self.features.shape[-2:])
+            iou_predictions = iou_predictions[:, outputs]
+        else:  # one of another class has its own way
+            low_res_masks, iou_predictions = decoder(
+                **self._decoder_inputs(points, boxes, mask_input, image_index), multimask_output=multimask_output
+            )
         low_res_masks, iou_predictions = low_res_masks.float(), iou_predictions.float()  # numpy has no bfloat16
         masks = self.model.postprocess_masks(low_res_masks, input_size, original_size)
         if not return_logits:
             masks = masks > self.model.mask_threshold
         return masks, iou_predictions, low_res_masks
 
-    def _decode(
+    @torch.no_grad()
+    def read_prompts(
         self,
-        image_embeddings: torch.Tensor,
-        image_pe: torch.Tensor,
-        sparse_prompt_embeddings: torch.Tensor,
-        dense_prompt_embeddings: torch.Tensor,
-        multimask_output: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What SAM's mask decoder returns, with less work: see `decode`."""
-        outputs = torch.tensor([1, 2, 3] if multimask_output else [0], device=sparse_prompt_embeddings.device)
-        images = len(dense_prompt_embeddings)  # each mask input makes an image of its own
-        masks, iou = decode(
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        boxes: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+        image_index: int = 0,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `predict_torch` knows of its prompts before it draws masks, so that some need not be drawn.
+
+        Args:
+            points: coordinates (B, N, 2) and labels (B, N). boxes, masks, image_index: as in `predict_torch`.
+
+        Returns:
+            image tokens (B, gh * gw, C) and mask kernels (B, 4, C / 8), which `sam_bigltl.decode.draw` takes, and the
+            predicted IoUs (B, 4). Output 0 is the single mask, the others are the three of an ambiguous prompt.
+        """
+        inputs = self._decoder_inputs(points, boxes, masks, image_index)
+        dense = inputs["dense_prompt_embeddings"]
+        images = 1 if masks is None else len(dense)  # each mask input makes an image of its own
+        image, kernels, iou = read_prompts(
             self.model.mask_decoder,
             self.model.prompt_encoder,
-            image_embeddings.expand(images, -1, -1, -1),
-            image_pe.expand(images, -1, -1, -1),
-            sparse_prompt_embeddings.unflatten(0, (images, -1)),
-            lambda iou: outputs.expand(*iou.shape[:2], -1),
-            dense_prompt_embeddings,
+            inputs["image_embeddings"].expand(images, -1, -1, -1),
+            inputs["image_pe"].expand(images, -1, -1, -1),
+            inputs["sparse_prompt_embeddings"].unflatten(0, (images, -1)),
+            dense[:images],
         )
-        return masks.flatten(0, 1), iou.flatten(0, 1)[:, outputs]
+        return image.flatten(0, 1), kernels.flatten(0, 1), iou.flatten(0, 1)
+
+    def _decoder_inputs(
+        self,
+        points: tuple[torch.Tensor, torch.Tensor] | None,
+        boxes: torch.Tensor | None,
+        masks: torch.Tensor | None,
+        image_index: int,
+    ) -> dict[str, torch.Tensor]:
+        """The tensors that SAM's mask decoder takes, in its dtype."""
+        sparse, dense, dense_pe = self._embed_prompts(points, boxes, masks)
+        dtype = _dtype(self.model.mask_decoder, self.features.dtype)
+        return {
+            "image_embeddings": self.features[image_index : image_index + 1].to(dtype),
+            "image_pe": dense_pe.to(dtype),
+            "sparse_prompt_embeddings": sparse.to(dtype),
+            "dense_prompt_embeddings": dense.to(dtype),
+        }
 
     def _embed_prompts(
         self,
@@ -227,7 +259,7 @@ class SamPredictor(segment_anything.SamPredictor):
         """Sparse embeddings (B, M, C), dense embeddings (B, C, g, g), and the dense position encoding (1, C, g, g)."""
         encoder = self.model.prompt_encoder
         if _dtype(encoder, torch.float32) == torch.float32:
-            return *encoder(points=points, boxes=boxes, masks=masks), encoder.get_dense_pe()
+            return *encoder(points=points, boxes=boxes, masks=masks), self._dense_position()
         # SAM multiplies float32 coordinates by this module's weights, which fails in bfloat16 (and in bfloat16
         # coordinates would be rounded to 4 px): compute with the weights as float32.
         weights = {name: value.float() for name, value in encoder.state_dict().items()}
@@ -236,6 +268,16 @@ class SamPredictor(segment_anything.SamPredictor):
         pe_weights = {name: value.float() for name, value in pe.state_dict().items()}
         dense_pe = functional_call(pe, pe_weights, (encoder.image_embedding_size,))[None]
         return sparse, dense, dense_pe
+
+    def _dense_position(self) -> torch.Tensor:
+        """`prompt_encoder.get_dense_pe()`, computed again only after its weights have changed."""
+        weights = self.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        if weights.is_inference():  # such a tensor does not say whether it has changed
+            return self.model.prompt_encoder.get_dense_pe()
+        # The tensor itself, not its id: while it is held, no other one can take its place.
+        if self._position is None or self._position[0] is not weights or self._position[1] != weights._version:
+            self._position = (weights, weights._version, self.model.prompt_encoder.get_dense_pe())
+        return self._position[2]
 
     def get_image_embedding(self) -> torch.Tensor:
         """The embedding of the image that is set, (1, 256, g, g), or (B, 256, g, g) after `set_images` of B."""

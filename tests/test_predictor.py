@@ -115,6 +115,25 @@ def test_torch_methods_are_the_same(sam):
         assert results[0][0].shape[-2:] == (96, 128)
 
 
+def test_the_position_encoding_follows_the_weights():
+    """It is kept between calls; other weights, in place or in the place of these, must not meet the old one."""
+    sam = tiny_sam()
+    ours, theirs = SamPredictor(sam), segment_anything.SamPredictor(sam)
+    for predictor in (ours, theirs):
+        predictor.set_image(picture())
+    box = dict(box=np.array([5, 5, 40, 25]), return_logits=True)
+    layer = sam.prompt_encoder.pe_layer
+    masks = [ours.predict(**box)[0]]
+    for change in (
+        lambda old: layer.load_state_dict({"positional_encoding_gaussian_matrix": old * 2}),
+        lambda old: setattr(layer, "positional_encoding_gaussian_matrix", old * 3),
+    ):
+        change(layer.positional_encoding_gaussian_matrix)
+        assert_equal(ours.predict(**box), theirs.predict(**box))
+        masks.append(ours.predict(**box)[0])
+    assert not np.allclose(masks[0], masks[1], atol=1e-3) and not np.allclose(masks[1], masks[2], atol=1e-3)
+
+
 def test_prompts_are_not_changed(predictor):
     prompt = prompts(40, 52)[7]
     before = copy.deepcopy(prompt)
