@@ -172,7 +172,8 @@ class SemiCrossAttention(nn.Module):
 
     def _windowed(self, q: Tensor, kv: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """q (B, K, C) and kv (B, N, 2C) -> (B, K, C)"""
-        if not torch.is_grad_enabled() and q.device.type == "cpu":
+        # Buckets have other shapes for every image: no graph of them can be used again.
+        if not torch.is_grad_enabled() and q.device.type == "cpu" and not torch.compiler.is_compiling():
             return self._in_buckets(q, kv, selection)
         windows = geometry.to_windows(kv, self.qkv.bias[-kv.shape[-1] :])  # (B * windows, w * w, 2C)
         return self._in_blocks(q, windows, selection, geometry)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -106,35 +105,25 @@ class WindowBucket:
     padding: Tensor
 
 
-@dataclass(frozen=True)
 class Selection:
-    """K tokens of each image, in ascending order.
+    """K tokens of each image, in ascending order, with the index maps that the layers of a group share.
+
+    Plain attributes: `torch.compile` does not see through `functools.cached_property`.
 
     Attributes:
         indices: (B, K).
         geometry: the grid and its windows.
+        flat: rows of the selected tokens in a (B * N, c) table, (B * K,).
+        rows, columns: of the selected tokens, (B, K).
     """
 
-    indices: Tensor
-    geometry: Geometry
-
-    @cached_property
-    def flat(self) -> Tensor:
-        """Rows of the selected tokens in a (B * N, c) table, (B * K,)."""
-        batch = self.indices.shape[0]
-        tokens = self.geometry.grid[0] * self.geometry.grid[1]
-        offset = torch.arange(batch, device=self.indices.device)[:, None] * tokens
-        return (self.indices + offset).flatten()
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """(B, K)"""
-        return self.geometry.rows[self.indices]
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """(B, K)"""
-        return self.geometry.columns[self.indices]
+    def __init__(self, indices: Tensor, geometry: Geometry) -> None:
+        self.indices, self.geometry = indices, geometry
+        batch, tokens = indices.shape[0], geometry.grid[0] * geometry.grid[1]
+        self.flat = (indices + torch.arange(batch, device=indices.device)[:, None] * tokens).flatten()
+        self.rows, self.columns = geometry.rows[indices], geometry.columns[indices]
+        self._buckets: list[WindowBucket] | None = None
+        self._blocks: QueryBlocks | None = None
 
     def gather(self, x: Tensor) -> Tensor:
         """x (B, N, c) -> (B, K, c)"""
@@ -145,9 +134,21 @@ class Selection:
         table = into.reshape(-1, into.shape[-1])
         return table.index_copy(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype)).view_as(into)
 
-    @cached_property
+    @property
     def buckets(self) -> list[WindowBucket]:
         """The windows of the whole batch that have selected tokens, as few batches of equal shape."""
+        if self._buckets is None:
+            self._buckets = self._make_buckets()
+        return self._buckets
+
+    @property
+    def blocks(self) -> QueryBlocks:
+        """The selected tokens as blocks of queries."""
+        if self._blocks is None:
+            self._blocks = self._make_blocks()
+        return self._blocks
+
+    def _make_buckets(self) -> list[WindowBucket]:
         geometry, batch = self.geometry, self.indices.shape[0]
         device, area, tokens = self.indices.device, geometry.window**2, geometry.grid[0] * geometry.grid[1]
         offset = torch.arange(batch, device=device)[:, None] * geometry.num_windows
@@ -176,8 +177,7 @@ class Selection:
             buckets.append(WindowBucket(size, source, target, rows[source], columns[source], keys, padded))
         return buckets
 
-    @cached_property
-    def blocks(self) -> QueryBlocks:
+    def _make_blocks(self) -> QueryBlocks:
         geometry, (batch, num_selected) = self.geometry, self.indices.shape
         device, w = self.indices.device, geometry.window
         size = 32 if w * w >= 128 else 16
