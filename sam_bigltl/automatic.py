@@ -110,9 +110,7 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
             data.cat(self._measured(low_res[part], iou[part], point[part], im_size, crop_box, orig_size))
         return data
 
-    def _drawn(
-        self, points: np.ndarray, im_size: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _drawn(self, points: np.ndarray, im_size: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Low-resolution logits (n, h, w) of the masks whose predicted IoU (n,) passes, and their points (n, 2)."""
         predictor = self.predictor
         coords = torch.as_tensor(predictor.transform.apply_coords(points, im_size), device=predictor.device)
@@ -145,7 +143,9 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         data["boxes"] = batched_mask_to_box(data["masks"])
         height, width = orig_size
         data.filter(~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, width, height]))
-        data["rles"] = [_run_lengths(mask) for mask in uncrop_masks(data["masks"], crop_box, height, width).cpu().numpy()]
+        data["rles"] = [
+            _run_lengths(mask) for mask in uncrop_masks(data["masks"], crop_box, height, width).cpu().numpy()
+        ]
         del data["masks"]
         return data
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),
     "distill": ("training.distill_cli", "add_arguments", "run", "a big.LITTLE student from a SAM, on photographs"),
     "eval": ("evaluation.cli", "add_arguments", "run", "mIoU on masks in COCO format"),
-    "bench": ("bench", "add_arguments", "run", "encoder latency, interleaved and with ratios"),
+    "bench": ("latency.cli", "add_arguments", "run", "encoder latency, interleaved and with ratios"),
 }
 
 

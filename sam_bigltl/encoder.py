@@ -189,7 +189,10 @@ class BigLittleEncoder(nn.Module):
         if compile:
             # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-            for window in {self.config.window, self.config.little_window}:  # made during a call, they would cost a graph
+            for window in {
+                self.config.window,
+                self.config.little_window,
+            }:  # made during a call, they would cost a graph
                 self._geometry((self.config.side, self.config.side), window, self.pos_embed.device)
             self.compile(dynamic=False)
         return self

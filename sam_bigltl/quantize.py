@@ -50,12 +50,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), both bfloat16."""
-        levels, scale = quantize_activation(x.reshape(-1, self.in_features))
-        out = torch.ops.onednn.qlinear_pointwise(
-            levels, scale, _ZERO, self.packed, self.scales, self.zero_points, self.bias,
-            1.0, 0, torch.bfloat16, self.activation, [], "none",
-        )  # fmt: skip
+        out = qlinear(self, *quantize_activation(x.reshape(-1, self.in_features)))
         return out.view(*x.shape[:-1], self.out_features)
+
+
+def qlinear(layer: Int8Linear, levels: Tensor, scale: float) -> Tensor:
+    """The product of `layer` with what `quantize_activation` returned: (rows, out) bfloat16."""
+    return torch.ops.onednn.qlinear_pointwise(
+        levels, scale, _ZERO, layer.packed, layer.scales, layer.zero_points, layer.bias,
+        1.0, 0, torch.bfloat16, layer.activation, [], "none",
+    )  # fmt: skip
 
 
 class Int8MLP(nn.Module):

@@ -12,7 +12,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from .bench import measure, parse_device, synchronize
+from .devices import parse_device, synchronize
+from .latency.timing import measure
 from .errors import InputError
 from .images import read_image, write_image
 from .predictor import SamPredictor

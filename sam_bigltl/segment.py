@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 
-from .bench import parse_device, synchronize
+from .devices import parse_device, synchronize
 from .errors import InputError
 from .images import read_image, write_image
 from .precision import PRECISIONS, check_precision, set_precision

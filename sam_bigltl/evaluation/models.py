@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
+from sam_bigltl.callables import call_named
 from sam_bigltl.convert import load_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.decoding import Predictor
@@ -36,20 +33,7 @@ def predictor_of_callable(name: str, checkpoint: str | None, device: torch.devic
     Raises:
         InputError: there is no such module or callable, it fails, or what it returns is not a predictor.
     """
-    module_name, _, attribute = name.rpartition(":")
-    if not module_name or not attribute:
-        raise InputError(f"--model {name!r} is not module:callable, such as my_models.py:mobile_sam")
-    try:
-        function: Any = getattr(_module(module_name), attribute)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise InputError(f"--model {name}: cannot import {module_name} ({error})") from error
-    except AttributeError:
-        raise InputError(f"--model {name}: {module_name} has no {attribute}") from None
-    try:
-        predictor = function(checkpoint) if checkpoint else function()
-    except Exception as error:  # whatever a stranger's code does
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--model {name} failed: {type(error).__name__}: {reason}") from error
+    predictor = call_named("--model", name, *([checkpoint] if checkpoint else []))
     missing = [each for each in _NEEDED if not hasattr(predictor, each)]
     if missing:
         raise InputError(f"--model {name} returned a {type(predictor).__name__} without {', '.join(missing)}")
@@ -57,12 +41,3 @@ def predictor_of_callable(name: str, checkpoint: str | None, device: torch.devic
     if isinstance(model, torch.nn.Module):
         model.to(device).eval()
     return predictor
-
-
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

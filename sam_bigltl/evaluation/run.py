@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sam_bigltl.bench import device_name
+from sam_bigltl.devices import device_name
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import CocoImage, Skipped, check_image_files, read_coco
 from sam_bigltl.evaluation.detections import Detection, average_precision, load_detections, write_results

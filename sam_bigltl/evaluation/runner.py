@@ -16,7 +16,7 @@ import torch
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_bigltl.bench import synchronize
+from sam_bigltl.devices import synchronize
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage
 from sam_bigltl.evaluation.decoding import Prediction, Predictor, Prompt, PromptLoop, decoder_for

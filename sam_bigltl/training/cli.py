@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 
-from ..bench import parse_device
+from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry

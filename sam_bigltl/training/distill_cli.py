@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from segment_anything.modeling import Sam
 
-from ..bench import parse_device
+from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry

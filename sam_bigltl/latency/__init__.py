@@ -1,0 +1,1 @@
+"""How long encoders take, in interleaved runs: ratios, memory, and the share of the machine's peak."""

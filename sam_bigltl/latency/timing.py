@@ -1,0 +1,83 @@
+"""Clocks and meters: interleaved times, peak memory, and what the machine's matrix products reach."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..devices import synchronize
+from ..precision import PRECISIONS
+from ..quantize import Int8Linear, quantize_activation, qlinear
+
+# Rows, inner and outer width of products like those of the encoders; on a GPU larger ones, since it is not full before.
+_SHAPES = {"cpu": ((1024, 768, 3072), (4096, 768, 3072), (2048, 2048, 2048)), "cuda": ((8192, 8192, 8192),)}
+_STATUS = Path("/proc/self/status")
+
+
+def measure(
+    calls: Sequence[Callable[[], Any]], runs: int, warmup: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """Time `calls` in turns: `warmup` uncounted passes over all of them, then `runs` counted ones.
+
+    Returns for each call its `runs` times, in the clock's unit (seconds).
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for index in tqdm(range(warmup + runs), desc="passes over all cases", unit="pass", disable=None):
+        for call, own_times in zip(calls, times):
+            start = clock()
+            call()
+            elapsed = clock() - start
+            if index >= warmup:
+                own_times.append(elapsed)
+    return times
+
+
+def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
+    """GMAC/s of the fastest of a few matrix products (medians), in a format of `PRECISIONS`."""
+    best = 0.0
+    for rows, inner, outer in _SHAPES.get(device.type, _SHAPES["cuda"]):
+        x = torch.randn(rows, inner, device=device, dtype=PRECISIONS[dtype])
+        layer = nn.Linear(inner, outer, device=device, dtype=PRECISIONS[dtype])
+        with torch.inference_mode():
+            if dtype == "int8":
+                packed, (levels, scale) = Int8Linear(layer), quantize_activation(x)
+                times = measure([lambda: qlinear(packed, levels, scale)], runs, 2)[0]
+            else:
+                times = measure([lambda: (layer(x), synchronize(device))], runs, 2)[0]
+        best = max(best, rows * inner * outer / median(times) / 1e9)
+    return best
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that `call` has alive at its peak on top of what there was before; None where the system does not tell."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:  # another C library than glibc
+        return None
+    trim(0)  # what was freed would be used again without being seen
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    call()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,267 @@
+"""The latency benchmark: order of calls, arithmetic of the ratios, columns, bad input. No timing is asserted."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sam_bigltl.latency import cli
+from sam_bigltl.latency.cases import Case, Settings, build, encoder_cases, peer
+from sam_bigltl.latency.report import COLUMNS, format_table, output_path, result_rows, write_csv
+from sam_bigltl.latency.timing import gemm_peak, measure, peak_memory
+from sam_bigltl.errors import InputError
+from sam_bigltl.macs import Macs
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {"device": "Some CPU (R) @ 2 GHz", "torch": "2.6.0+cpu", "threads": 2}
+
+
+class TinyEncoder(nn.Module):
+    """Maps (B, 3, 32, 32) to (B, 256, 2, 2)."""
+
+    img_size = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(3, 256, 16, stride=16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.project(x)
+
+
+class TinyRoutedEncoder(TinyEncoder):
+    """Also records the keep_ratio and the dtype of every call in a list that its copies share."""
+
+    seen: list[tuple[float, torch.dtype]] = []
+    keep_ratio = 1.0
+    is_dense = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((self.keep_ratio, x.dtype))
+        return super().forward(x)
+
+
+def case(model: str, keep_ratio: float, dtype: str, batch: int = 1) -> Case:
+    return Case(model, keep_ratio, dtype, 32, "random", lambda: None, batch, parameter_bytes=2_000_000)
+
+
+def rows_of(
+    cases: list[Case], times: list[list[float]], macs: dict | None = None, peaks: dict | None = None
+) -> list[dict]:
+    return result_rows(cases, times, ENVIRONMENT, macs or {}, peaks or {}, [None] * len(cases))
+
+
+def test_measure_takes_turns_and_leaves_out_warmup() -> None:
+    now = 0.0
+    order = []
+
+    def fake_call(name: str, seconds: list[float]):
+        def call() -> None:
+            nonlocal now
+            order.append(name)
+            now += seconds.pop(0)
+
+        return call
+
+    calls = [fake_call("A", [100.0, 1.0, 2.0]), fake_call("B", [200.0, 3.0, 4.0])]
+    times = measure(calls, runs=2, warmup=1, clock=lambda: now)
+    assert order == ["A", "B"] * 3
+    assert times == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_rows_have_the_columns_and_the_right_ratios() -> None:
+    cases = [
+        case("sam_vit_b", 1.0, "float32"),
+        case("sam_vit_b", 1.0, "bfloat16"),
+        case("bigltl_b", 1.0, "float32"),
+        case("bigltl_b", 0.25, "float32"),
+        case("bigltl_b", 0.25, "bfloat16"),
+    ]
+    times = [[9.0, 8.0, 30.0], [4.0, 4.0, 3.0], [6.0, 6.0, 6.0], [2.0, 1.0, 3.0], [0.5, 0.5, 0.5]]
+    rows = rows_of(cases, times)
+    assert all(tuple(row) == COLUMNS for row in rows)
+    # The baseline's faster dtype leads; the other rows keep their order.
+    assert [(row["model"], row["dtype"]) for row in rows] == [
+        ("sam_vit_b", "bfloat16"), ("sam_vit_b", "float32"),
+        ("bigltl_b", "float32"), ("bigltl_b", "float32"), ("bigltl_b", "bfloat16"),
+    ]  # fmt: skip
+    assert [(row["median_s"], row["min_s"], row["max_s"]) for row in rows[:2]] == [(4.0, 3.0, 4.0), (9.0, 8.0, 30.0)]
+    assert [row["speedup_vs_first"] for row in rows] == pytest.approx([1, 4 / 9, 4 / 6, 2, 8])
+    assert [row["speedup_vs_own_1.0"] for row in rows] == [1, 1, 1, 3, None]
+    assert all(row["runs"] == 3 for row in rows)
+    assert all(row["gmacs"] is row["theoretical_speedup"] is row["share_of_peak"] is None for row in rows)
+
+
+def test_what_the_counted_products_say() -> None:
+    cases = [case("ours", 1.0, "int8"), case("ours", 0.25, "int8"), case("ours", 0.25, "int8", batch=2)]
+    macs = {
+        ("ours", 32, 1, 1.0): Macs(400_000_000_000, 300_000_000_000),
+        ("ours", 32, 1, 0.25): Macs(100_000_000_000, 90_000_000_000),
+    }  # fmt: skip
+    rows = result_rows(cases, [[2.0], [0.8], [1.0]], ENVIRONMENT, macs, {"int8": 250.0}, [500_000_000, None, 0])
+    assert [row["theoretical_speedup"] for row in rows] == [1, 4, None]
+    assert [row["speedup_vs_own_1.0"] for row in rows] == [1, 2.5, None]  # no other case has its batch
+    assert [row["realised_over_theoretical"] for row in rows] == [1, 0.625, None]
+    assert [row["gmacs_per_s"] for row in rows] == [200, 125, None]
+    assert [row["share_of_peak"] for row in rows] == [0.8, 0.5, None]
+    assert [row["gmacs_without_attention"] for row in rows] == [300, 90, None]
+    assert [row["images_per_s"] for row in rows] == [0.5, 1.25, 2]
+    assert [row["speedup_vs_first"] for row in rows] == [1, 2.5, 4]  # images a second
+    assert [row["peak_memory_mb"] for row in rows] == [502, None, 2]  # with the parameters
+    table = format_table(rows).splitlines()
+    assert len(table) == 4 and len({len(line) for line in table[1:]}) == 1 and "0.62" in table[2]
+
+
+def test_encoder_cases_set_ratio_and_dtype() -> None:
+    TinyRoutedEncoder.seen.clear()
+    encoder = TinyRoutedEncoder()
+    cases = encoder_cases("ours", encoder, Settings((1.0, 0.5), ("float32", "bfloat16")), torch.device("cpu"))
+    for each in cases:
+        each.call()
+    assert TinyRoutedEncoder.seen == [
+        (1.0, torch.float32), (0.5, torch.float32), (1.0, torch.bfloat16), (0.5, torch.bfloat16),
+    ]  # fmt: skip
+    assert encoder.project.weight.dtype == torch.float32 and encoder.keep_ratio == 1.0
+
+
+class TinyDenseEncoder(TinyRoutedEncoder):
+    is_dense = True
+
+
+@pytest.mark.parametrize("encoder", [TinyEncoder(), TinyDenseEncoder()])
+def test_an_encoder_that_computes_every_token_has_one_case_per_dtype(encoder: TinyEncoder) -> None:
+    dtypes = ["float32", "bfloat16", "int8"]  # int8 is for this project's encoders only
+    cases = encoder_cases("sam", encoder, Settings((0.5, 0.25), dtypes, (1, 3)), torch.device("cpu"))
+    assert [(each.keep_ratio, each.dtype, each.image_size, each.batch) for each in cases] == [
+        (1.0, "float32", 32, 1), (1.0, "float32", 32, 3), (1.0, "bfloat16", 32, 1), (1.0, "bfloat16", 32, 3),
+    ]  # fmt: skip
+    bytes_each = 256 * (3 * 16 * 16 + 1)
+    assert [each.parameter_bytes for each in cases] == [4 * bytes_each] * 2 + [2 * bytes_each] * 2
+
+
+def test_output_path_names_device_torch_and_threads() -> None:
+    cpu = torch.device("cpu")
+    path = output_path(Path("folder"), cpu, ENVIRONMENT)
+    assert path == Path("folder/latency_cpu-some-cpu-r-2-ghz-torch2.6.0-cpu-2threads.csv")
+    assert output_path(Path("mine.csv"), cpu, ENVIRONMENT) == Path("mine.csv")
+
+
+def test_main_writes_the_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    class TinySam(nn.Module):
+        def __init__(self, checkpoint: Path | None = None) -> None:
+            super().__init__()
+            self.image_encoder = TinyRoutedEncoder()
+
+    monkeypatch.setitem(cli.sam_model_registry, "tiny", TinySam)
+    monkeypatch.setattr(cli, "gemm_peak", lambda dtype, device: 100.0)
+    (tmp_path / "theirs.py").write_text(
+        "import torch\n\ndef small():\n    return torch.nn.Conv2d(3, 256, 16, stride=16)\n"
+    )
+    output, picture = tmp_path / "new" / "result.csv", tmp_path / "plots" / "time.png"
+    peer_name = f"{tmp_path / 'theirs.py'}:small@64"
+    cli.main([
+        "--models", "tiny", "--keep-ratio", "0.5", "1", "--runs", "2", "--device", "cpu", "--output", str(output),
+        "--peer", peer_name, "--plot", str(picture), "--dtype", "float32", "bfloat16",
+    ])  # fmt: skip
+    with output.open() as file:
+        every = list(csv.DictReader(file))
+    assert [row["model"] for row in every] == ["tiny"] * 4 + ["small"] * 2
+    theirs = every[-1]
+    assert (theirs["image_size"], theirs["weights"], theirs["dtype"]) == ("64", "its own", "bfloat16")
+    assert float(theirs["gmacs"]) == pytest.approx(256 * 3 * 256 * 16 / 1e9)
+    assert float(theirs["gemm_peak_gmacs_per_s"]) == 100 and float(theirs["peak_memory_mb"]) > 0
+    assert picture.stat().st_size > 5000
+    rows = [row for row in every[:4] if row["keep_ratio"] == "0.5"]
+    assert tuple(rows[0]) == COLUMNS and {row["theoretical_speedup"] for row in rows} == {"1"}
+    assert rows[0]["torch"] == torch.__version__ and rows[0]["speedup_vs_first"] == "1"
+    assert all(float(row["speedup_vs_own_1.0"]) > 0 for row in rows)
+    assert "2 interleaved runs" in capsys.readouterr().out
+
+
+def test_meters() -> None:
+    cpu = torch.device("cpu")
+    assert 0 < gemm_peak("float32", cpu, runs=1) < 1e6
+    held = []
+    megabytes = peak_memory(lambda: held.append(torch.ones(25_000_000)), cpu)
+    if sys.platform.startswith("linux"):
+        assert 95e6 < megabytes < 130e6
+        assert peak_memory(lambda: torch.ones(25_000_000).sum(), cpu) > 95e6  # freed at once, seen all the same
+        assert peak_memory(lambda: None, cpu) < 20e6
+
+
+def test_models_in_other_sizes() -> None:
+    sam, weights = build("bigltl_mini", image_size=224)
+    assert sam.image_encoder.img_size == 224 and weights == "random"
+    for options, message in (
+        (dict(name="sam_vit_b", image_size=512), "takes 1024 px only"),
+        (dict(name="bigltl_mini", image_size=100), "no multiple of 16"),
+        (dict(name="bigltl_mini", image_size=224, checkpoint=Path("x")), "leave --checkpoint out"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "is not module:callable"),
+        ("missing_module:encoder", "cannot import missing_module"),
+        ("torch:missing", "torch has no missing"),
+        ("builtins:dict", "returned a dict, not a torch.nn.Module"),
+        ("torch.nn:Identity", "has no img_size: give it as torch.nn:Identity@1024"),
+        ("torch.nn:Identity@big", "'big' is no size in pixels"),
+        ("torch.nn:Linear", "failed: TypeError"),
+    ],
+)
+def test_peers_that_cannot_be_timed(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        peer(name)
+    assert "\n" not in str(error.value)
+
+
+def test_write_csv_rounds(tmp_path: Path) -> None:
+    write_csv(tmp_path / "x.csv", rows_of([case("a", 1.0, "float32")], [[1 / 3]]))
+    assert ",1,0.333333,0.333333,0.333333,3,1,1,,,,,,,,,32,random\n" in (tmp_path / "x.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models", "nonsense"], "unknown model 'nonsense'"),
+        (["--keep-ratio", "0.5", "0"], "--keep-ratio 0 is outside (0, 1]"),
+        (["--keep-ratio", "nan"], "--keep-ratio nan is outside (0, 1]"),
+        (["--dtype", "float16"], "unknown dtype 'float16'"),
+        (["--device", "cuda:99"], "no such CUDA device"),
+        (["--device", "nonsense"], "unknown device"),
+        (["--runs", "0"], "--runs 0 is below 1"),
+        (["--checkpoint", "missing.safetensors"], "no checkpoint at missing.safetensors"),
+        (["--batch", "1", "0"], "--batch 0 is below 1"),
+        (["--plot", "picture.bmp"], "must end in .png, .svg or .pdf"),
+        (["--models"], "nothing to measure"),
+        (["--models", "sam_vit_b", "--checkpoint", __file__], "--checkpoint needs exactly one model"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(options)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.startswith("latency.py: error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("latency.py", ["--models", "nonsense"]), ("exactness.py", ["--model", "nonsense"])],
+)
+def test_scripts_refuse_an_unknown_model(script: str, options: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval" / script), *options], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert f"{script}: error: unknown model 'nonsense'" in done.stderr and "Traceback" not in done.stderr
