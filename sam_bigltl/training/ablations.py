@@ -181,22 +181,30 @@ class PrunedEncoder(BigLittleEncoder):
         x = tokens.reshape(batch, gh * gw, dim)
         importance = None
         for layers in self.config.stages:
-            count = x.shape[1] if importance is None else max(1, round(self.prune_ratio * x.shape[1]))
-            order = None if importance is None else importance.sort(dim=1, descending=True, stable=True).indices
-            indices = (
-                torch.arange(x.shape[1], device=x.device).expand(batch, -1) if order is None
-                else order[:, :count].sort(dim=1).values
-            )  # fmt: skip
-            selection = Selection(indices, geometry)
-            selected = selection.gather(x)
-            for layer in layers:
-                block = self.blocks[layer]
-                added = SelectedOnlyAttention.routed(block.attn, block.norm1(selected), None, selection, geometry)
-                selected = selected + added
-                selected = selected + block.mlp(block.norm2(selected))
-            x = selection.scatter(x, selected)
+            x = (
+                self._dense(x, layers, geometry)
+                if importance is None
+                else self._sparse(x, layers, geometry, importance)
+            )
             importance = self._attention_drawn(self.blocks[layers[-1]], x)
         return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
+
+    def _dense(self, x: Tensor, layers: tuple[int, ...], geometry: Geometry) -> Tensor:
+        for layer in layers:
+            x = self.blocks[layer](x, geometry)
+        return x
+
+    def _sparse(self, x: Tensor, layers: tuple[int, ...], geometry: Geometry, importance: Tensor) -> Tensor:
+        count = max(1, round(self.prune_ratio * x.shape[1]))
+        kept = importance.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+        selection = Selection(kept, geometry)
+        selected = selection.gather(x)
+        for layer in layers:
+            block = self.blocks[layer]
+            added = SelectedOnlyAttention.routed(block.attn, block.norm1(selected), None, selection, geometry)
+            selected = selected + added
+            selected = selected + block.mlp(block.norm2(selected))
+        return selection.scatter(x, selected)
 
     @torch.no_grad()
     def _attention_drawn(self, block: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,8 @@ from ..images import read_image
 from ..predictor import SamPredictor
 from ..warm_start import warm_start
 from . import ablations
-from .distill import DistillConfig, Distiller
+from .cache import EmbeddingCache
+from .distill import DistillConfig, Distiller, fill_cache
 from .sources import first_photos, open_source
 from .study_report import write_report
 
@@ -48,8 +50,9 @@ class Cell:
         name: in the CSV; the letter before the dash is the table's.
         build: from the teacher and the warm-started student, the model to train.
         training: what differs from `TRAINING`; None is no training.
+        convert: arguments of `convert_sam` for the student.
         ratios: keep ratios to score at; a dense model's own is 1.0.
-        clicks: numbers of clicks to score beside the box.
+        clicks: numbers of clicks to score beside the box; of repetitions only the first.
         source: another cell whose trained model is the start (trained no further).
         seeds: how many repetitions.
     """
@@ -57,7 +60,8 @@ class Cell:
     name: str
     build: Callable[[Sam, Sam], Sam]
     training: dict[str, Any] | None = field(default_factory=dict)
-    ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
+    convert: dict[str, Any] = field(default_factory=dict)
+    ratios: tuple[float, ...] = (0.25, 0.125)
     clicks: tuple[int, ...] = (1,)
     source: str | None = None
     seeds: int = 1
@@ -81,35 +85,39 @@ def _shallow(*layers: int) -> Callable[[Sam, Sam], Sam]:
 
 
 _NO_TEACHER_OF_FEATURES = dict(stage=2, weight_embedding=0.0, prompts=8)
+_ALL_CLICKS = (1, 3, 5)
 CELLS = {cell.name: cell for cell in (
-    Cell("teacher", lambda teacher, student: teacher, None, (1.0,), (1, 3, 5)),
-    Cell("a-one-checkpoint", _changed(), {}, RATIOS, (1, 3, 5), seeds=3),
+    Cell("teacher", lambda teacher, student: teacher, None, ratios=(1.0,), clicks=_ALL_CLICKS),
+    Cell("a-one-checkpoint", _changed(), ratios=RATIOS, clicks=_ALL_CLICKS, seeds=3),
     Cell("b-random-at-test", _with_router(ablations.RandomRouter), None, source="a-one-checkpoint", seeds=3),
-    Cell("b-centre-at-test", _with_router(ablations.CentreRouter), None, source="a-one-checkpoint", seeds=3),
-    Cell("b-oracle-at-test", _with_router(ablations.OracleRouter), None, source="a-one-checkpoint", seeds=3),
+    Cell("b-centre-at-test", _with_router(ablations.CentreRouter), None, source="a-one-checkpoint"),
+    Cell("b-oracle-at-test", _with_router(ablations.OracleRouter), None, source="a-one-checkpoint"),
     Cell("b-random", _with_router(ablations.RandomRouter), seeds=3),
     Cell("b-centre", _with_router(ablations.CentreRouter)),
     Cell("b-supervised", _changed(), {"weight_router": 0.1}, seeds=3),
-    Cell("c-every-layer", _changed()),
+    Cell("c-every-layer", _changed(), convert={"route_every": 1}),
     Cell("c-once", _changed(ablations.route_once)),
     Cell("d-no-gamma", _changed(ablations.without_fusion)),
     Cell("d-selected-only", _changed(ablations.attend_to_selected_only)),
     Cell("e-masks-only", _changed(), _NO_TEACHER_OF_FEATURES),
     Cell("e-embedding-and-masks", _changed(), _NO_TEACHER_OF_FEATURES | {"weight_embedding": 1.0}),
-    Cell("e-only-0.5", _changed(), {"keep_ratios": (0.5,)}, (0.5,)),
-    Cell("e-only-0.25", _changed(), {"keep_ratios": (0.25,)}, (0.25,)),
-    Cell("f-dense-3-layers", _shallow(3, 5, 7), {}, (1.0,), seeds=3),
-    Cell("f-dense-4-layers", _shallow(1, 3, 5, 7), {}, (1.0,), seeds=3),
-    Cell("f-dense-5-layers", _shallow(0, 1, 3, 5, 7), {}, (1.0,), seeds=3),
-    Cell("f-dense-6-layers", _shallow(0, 1, 2, 3, 5, 7), {}, (1.0,)),
-    Cell("f-pruned-0.5", lambda teacher, student: ablations.pruned(teacher, 0.5), {}, (1.0,)),
-    Cell("f-pruned-0.25", lambda teacher, student: ablations.pruned(teacher, 0.25), {}, (1.0,)),
-    Cell("f-merged-0.5", lambda teacher, student: ablations.merged(teacher, 0.5), {}, (1.0,)),
-    Cell("f-merged-0.25", lambda teacher, student: ablations.merged(teacher, 0.25), {}, (1.0,)),
-    Cell("g-warm-start-only", _changed(), None, RATIOS),
-    Cell("g-no-warm-start", lambda teacher, student: convert_sam(teacher), {}),
+    Cell("e-only-0.5", _changed(), {"keep_ratios": (0.5,)}, ratios=(0.5,)),
+    Cell("e-only-0.25", _changed(), {"keep_ratios": (0.25,)}, ratios=(0.25,)),
+    Cell("f-dense-1-layer", _shallow(7), ratios=(1.0,)),
+    Cell("f-dense-2-layers", _shallow(3, 7), ratios=(1.0,), clicks=_ALL_CLICKS, seeds=3),
+    Cell("f-dense-3-layers", _shallow(3, 5, 7), ratios=(1.0,), clicks=_ALL_CLICKS, seeds=3),
+    Cell("f-dense-4-layers", _shallow(1, 3, 5, 7), ratios=(1.0,), clicks=_ALL_CLICKS, seeds=3),
+    Cell("f-dense-5-layers", _shallow(0, 1, 3, 5, 7), ratios=(1.0,)),
+    Cell("f-pruned-0.5", lambda teacher, student: ablations.pruned(teacher, 0.5), ratios=(1.0,)),
+    Cell("f-pruned-0.25", lambda teacher, student: ablations.pruned(teacher, 0.25), ratios=(1.0,)),
+    Cell("f-merged-0.5", lambda teacher, student: ablations.merged(teacher, 0.5), ratios=(1.0,)),
+    Cell("f-merged-0.25", lambda teacher, student: ablations.merged(teacher, 0.25), ratios=(1.0,)),
+    Cell("g-warm-start-only", _changed(), None, ratios=(0.5, 0.25, 0.125)),
+    Cell("g-no-warm-start", _changed(), ratios=(0.5, 0.25, 0.125)),
+    Cell("h-width-16", _changed(), convert={"little_dim": 16}),
+    Cell("h-width-16-random", _with_router(ablations.RandomRouter), convert={"little_dim": 16}),
+    Cell("h-width-96", _changed(), convert={"little_dim": 96}),
 )}  # fmt: skip
-_ROUTE_EVERY = {"c-every-layer": 1}
 
 
 class OraclePredictor(SamPredictor):
@@ -141,7 +149,7 @@ class Study:
     Args:
         teacher: path of the dense model.
         data: folder with train.json, dev.json and images/.
-        runs: folder of states and weights.
+        runs: folder of states, weights and the teacher's embeddings.
         table: the CSV.
         steps: of every cell.
         limit: dev images, or None for all.
@@ -156,12 +164,17 @@ class Study:
         self.source = open_source(str(data / "train.json"), data / "images")
         self.mark = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
 
+    @cached_property
+    def cache(self) -> EmbeddingCache:
+        """The teacher's embeddings of all training photographs, for every cell."""
+        return fill_cache(self.runs / "cache", self.source, load_sam(self.teacher_path), "bfloat16")
+
     def run(self, names: Sequence[str]) -> None:
-        """Run what is missing of these cells, in their order."""
-        for name in names:
-            cell = CELLS[name]
-            for seed in range(cell.seeds):
-                if (name, str(seed)) in self._done():
+        """Run what is missing of these cells, in their order: all of them once, then the repetitions."""
+        for seed in range(max(CELLS[name].seeds for name in names)):
+            for name in names:
+                cell = CELLS[name]
+                if seed >= cell.seeds or (name, str(seed)) in self._done():
                     continue
                 began = time.perf_counter()
                 sam, seconds = self._trained(cell, seed)
@@ -185,15 +198,17 @@ class Study:
         if cell.source:
             student, _ = self._trained(CELLS[cell.source], seed)
         else:
-            student = convert_sam(teacher, route_every=_ROUTE_EVERY.get(cell.name))
+            student = convert_sam(teacher, **cell.convert)
             if cell.name != "g-no-warm-start":
                 warm_start(student, first_photos(student, self.source, 48, seed), progress=False)
         sam = cell.build(teacher, student)
         if cell.training is None:
             return sam.eval(), 0.0
-        config = DistillConfig(**({"stage": 1, "steps": self.steps, "seed": seed} | TRAINING | cell.training))
+        config = DistillConfig(
+            **({"stage": 1, "steps": self.steps, "seed": seed, "cached": True} | TRAINING | cell.training)
+        )
         output = self.runs / f"{cell.name}_{seed}"
-        distiller = Distiller(sam, load_sam(self.teacher_path), self.source, config, output)
+        distiller = Distiller(sam, load_sam(self.teacher_path), self.source, config, output, self.cache)
         if distiller.state_path.exists():
             distiller.resume()
         distiller.run()
@@ -206,7 +221,7 @@ class Study:
             sam.image_encoder.transitions[0].router, ablations.OracleRouter
         )
         predictor = OraclePredictor(sam, self._truth(sam)) if oracle else SamPredictor(sam)
-        plan = Plan(keep_ratios=cell.ratios, prompts=("box", "point"), clicks=cell.clicks)
+        plan = Plan(keep_ratios=cell.ratios, prompts=("box", "point"), clicks=cell.clicks if seed == 0 else (1,))
         records = evaluate(predictor, self.images, self.data / "images", plan)
         fixed = {
             "cell": cell.name, "seed": seed, "steps": self.steps, "train_seconds": round(seconds, 1), "teacher": self.mark
@@ -241,7 +256,7 @@ def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15
         if cell.source or name.startswith("e-"):  # the same computation as the base
             continue
         teacher = load_sam(study.teacher_path)
-        sam = cell.build(teacher, convert_sam(teacher, route_every=_ROUTE_EVERY.get(name))).eval()
+        sam = cell.build(teacher, convert_sam(teacher, **cell.convert)).eval()
         models += [(name, ratio, sam.image_encoder) for ratio in cell.ratios]
     image = torch.rand(1, 3, models[0][2].img_size, models[0][2].img_size)
     times: dict[tuple[str, float], list[float]] = {}
@@ -271,7 +286,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("docs/results/study.csv"))
     parser.add_argument("--times", type=Path, default=Path("docs/results/study_times.csv"))
     parser.add_argument("--page", type=Path, default=Path("docs/study.md"))
-    parser.add_argument("--steps", type=int, default=150, help="of every cell (150)")
+    parser.add_argument("--steps", type=int, default=80, help="of every cell (80)")
     parser.add_argument("--limit", type=int, help="dev images (all)")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
     what = parser.add_mutually_exclusive_group()
