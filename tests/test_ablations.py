@@ -145,6 +145,40 @@ def test_merged_tokens_share_a_change():
         assert float(unit[i] @ unit[j]) == pytest.approx(best[i])
 
 
+# ---------------------------------------------------------------- E-blocks
+def test_depthwise_mixing_against_a_loop():
+    mixer = ablations.DepthwiseMixer(8, kernel=3)
+    x = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    found = mixer(x, Geometry((3, 4), 2, "cpu"))
+    mixed = torch.zeros(2, 12, 8)
+    for row in range(3):
+        for column in range(4):
+            for i in range(max(0, row - 1), min(3, row + 2)):
+                for j in range(max(0, column - 1), min(4, column + 2)):
+                    weight = mixer.conv.weight[:, 0, i - row + 1, j - column + 1]
+                    mixed[:, 4 * row + column] += weight * x[:, 4 * i + j]
+    assert torch.allclose(found, mixer.proj(mixed + mixer.conv.bias), atol=1e-5)
+
+
+def test_other_e_blocks_start_as_nothing_and_learn():
+    plain, convolved, without = student(), student(), student()
+    for block in plain.image_encoder.little_blocks:
+        for layer in (block.attn.proj, block.mlp.lin2):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    ablations.convolve(convolved)
+    for block in convolved.image_encoder.little_blocks:
+        torch.nn.init.zeros_(block.mlp.lin2.weight)
+        torch.nn.init.zeros_(block.mlp.lin2.bias)
+    ablations.without_little_blocks(without)
+    with torch.no_grad():
+        wanted = plain.image_encoder(IMAGE)
+    for sam in (convolved, without):
+        assert torch.allclose(sam.image_encoder(IMAGE), wanted, atol=1e-5)
+    convolved.image_encoder(IMAGE).square().mean().backward()
+    assert all(block.attn.proj.weight.grad.any() for block in convolved.image_encoder.little_blocks)
+
+
 # ---------------------------------------------------------------- the study
 def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     data = tmp_path / "data"
@@ -165,11 +199,11 @@ def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
         assert table.read_text().startswith(before)
         rows = list(csv.DictReader(table.open(newline="")))
-        assert [row["cell"] for row in rows] == sum(([n] * k for n, k in zip(names, (4, 20, 6, 6, 10))), [])
+        assert [row["cell"] for row in rows] == sum(([n] * k for n, k in zip(names, (4, 20, 4, 4, 6))), [])
         assert {row["keep_ratio"] for row in rows if row["cell"] == "a-one-checkpoint"} == {
             str(r) for r in study.RATIOS
         }
-        printed = [line.split(" seed")[0] for line in capsys.readouterr().out.splitlines()]
+        printed = [line.split(" seed")[0] for line in capsys.readouterr().out.splitlines() if " seed " in line]
         assert printed == names  # no cell twice
         torch.manual_seed(7)
         save_sam(registry.sam_model_registry["vit_tiny"](), teacher)

@@ -143,6 +143,49 @@ def without_fusion(sam: Sam) -> None:
         block.gamma.requires_grad_(False)
 
 
+# ---------------------------------------------------------------- other E-blocks
+class DepthwiseMixer(nn.Module):
+    """A depthwise convolution in the place of an E-block's attention.
+
+    Args:
+        dim: little width C_E.
+        kernel: side of the kernel, odd.
+    """
+
+    def __init__(self, dim: int, kernel: int = 5) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """x (B, N, C_E) -> (B, N, C_E)"""
+        x = self.conv(x.transpose(1, 2).unflatten(2, geometry.grid))
+        return self.proj(x.flatten(2).transpose(1, 2))
+
+
+class NoBlock(nn.Module):
+    """An E-block that does nothing."""
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """x (B, N, C_E), returned as it is."""
+        return x
+
+
+def convolve(sam: Sam) -> None:
+    """Let E-blocks mix tokens by a depthwise convolution, which adds nothing at first, as their attention does not."""
+    for block in sam.image_encoder.little_blocks:
+        block.attn = DepthwiseMixer(sam.image_encoder.config.little_dim)
+        nn.init.zeros_(block.attn.proj.weight)
+        nn.init.zeros_(block.attn.proj.bias)
+
+
+def without_little_blocks(sam: Sam) -> None:
+    """Leave the little stream as `down` makes it at the start of each group."""
+    blocks = sam.image_encoder.little_blocks
+    for layer in range(len(blocks)):
+        blocks[layer] = NoBlock()
+
+
 # ---------------------------------------------------------------- dense and sparse rivals
 def shallow(teacher: Sam, layers: tuple[int, ...]) -> Sam:
     """A dense student of the teacher's width that keeps only these layers, initialised from them.

@@ -114,6 +114,8 @@ CELLS = {cell.name: cell for cell in (
     Cell("f-merged-0.25", lambda teacher, student: ablations.merged(teacher, 0.25), ratios=(1.0,)),
     Cell("g-warm-start-only", _changed(), None, ratios=(0.5, 0.25, 0.125)),
     Cell("g-no-warm-start", _changed(), ratios=(0.5, 0.25, 0.125)),
+    Cell("h-depthwise", _changed(ablations.convolve)),
+    Cell("h-no-e-blocks", _changed(ablations.without_little_blocks)),
     Cell("h-width-16", _changed(), convert={"little_dim": 16}),
     Cell("h-width-16-random", _with_router(ablations.RandomRouter), convert={"little_dim": 16}),
     Cell("h-width-96", _changed(), convert={"little_dim": 96}),
