@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .blocks import EBlock, PBlock
 from .errors import InputError
+from .memory import keep_freed_memory
 from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
 from .stem import ConvStem
 
@@ -174,6 +175,8 @@ class BigLittleEncoder(nn.Module):
     def optimize(self, dtype: str = "bfloat16", compile: bool = False) -> BigLittleEncoder:
         """Make inference faster, in place, with the same calls after it; returns the encoder.
 
+        The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
+
         Args:
             dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
             compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio` at
@@ -186,6 +189,7 @@ class BigLittleEncoder(nn.Module):
         from .precision import set_precision  # which imports this module
 
         set_precision(self, dtype)
+        keep_freed_memory()
         if compile:
             # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)

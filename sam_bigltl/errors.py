@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .memory import keep_freed_memory
+
 
 class InputError(ValueError):
     """Input that cannot be used. The message is one line: what is wrong, and what to do about it."""
@@ -24,6 +26,7 @@ def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
 
     An interrupt (Ctrl-C) ends it with code 130. Anything else is a defect of ours and keeps its traceback.
     """
+    keep_freed_memory()  # the process is the command's own
     try:
         function(args)
     except InputError as error:
