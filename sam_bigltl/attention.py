@@ -67,6 +67,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     Returns:
         (b, h, Q, d)
     """
+    if q.is_cuda:
+        return attend_folded(q, k, v, rel_h, rel_w, scale)
     b, h, num_q, d = q.shape
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
     if torch.is_grad_enabled():
@@ -93,6 +95,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
             logits = logits.flatten(2).baddbmm_(q[part], keys)  # (heads, queries, S)
             out[part] = torch.softmax(logits, dim=-1, out=logits).bmm(values)
     return out.view(b, h, num_q, d)
+
+
+def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """The same by one fused attention, forward and backward, for GPUs: no (queries, keys) matrix is ever stored.
+
+    The bias becomes more channels of the product: (scale * q, rel_h, rel_w) . (k, row of the key, column of the key), with rows
+    and columns as one-hot vectors.
+    """
+    b, h, _, d = q.shape
+    rows, columns = rel_h.shape[-1], rel_w.shape[-1]
+    place = torch.arange(rows * columns, device=q.device)
+    one_hot = torch.cat([F.one_hot(place // columns, rows), F.one_hot(place % columns, columns)], dim=-1).to(q.dtype)
+    q = torch.cat([q * scale, rel_h.to(q.dtype), rel_w.to(q.dtype)], dim=-1)
+    k = torch.cat([k, one_hot.expand(b, h, -1, -1)], dim=-1)
+    more = -q.shape[-1] % 8  # kernels want a multiple of 8
+    q, k, v = (F.pad(x, (0, q.shape[-1] + more - x.shape[-1])) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]
 
 
 class SemiCrossAttention(nn.Module):

@@ -11,6 +11,7 @@ from segment_anything import build_sam_vit_b
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 
+from sam_bigltl.attention import attend, attend_folded
 from sam_bigltl.convert import convert_sam
 from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from sam_bigltl.errors import InputError
@@ -294,6 +295,22 @@ def test_the_gate_is_as_steep_for_every_token():
     expected = -scores[0].detach() * pull.sum()  # of log softmax, by hand
     expected[[0, 2, 3]] += pull
     assert torch.allclose(logits.grad[0], expected, atol=1e-5)
+
+
+def test_folding_the_bias_into_the_product_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 3, 7, 16), (2, 3, 20, 16), (2, 3, 20, 16), (2, 3, 7, 4), (2, 3, 7, 5)  # q, k, v, 4 rows, 5 columns
+    inputs = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    logits = torch.einsum("bhqd,bhkd->bhqk", *inputs[:2]).unflatten(-1, (4, 5)) * 0.25
+    logits = logits + inputs[3][..., :, None] + inputs[4][..., None, :]
+    expected = logits.flatten(3).softmax(dim=-1) @ inputs[2]
+    pull = torch.randn(expected.shape, generator=generator)
+    wanted = torch.autograd.grad((expected * pull).sum(), inputs)
+    for function in (attend, attend_folded):
+        found = function(*inputs, scale=0.25)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for ours, theirs in zip(torch.autograd.grad((found * pull).sum(), inputs), wanted):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
