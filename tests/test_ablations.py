@@ -235,5 +235,9 @@ def test_tables_and_plots_come_from_the_csv(tmp_path: Path):
         assert "| b-random | 0.25 | 50.0 |" in second and "83.3 %" in second and "a-one-checkpoint" in second
         assert text.startswith("Before\n") and text.endswith("after\n")
     assert (tmp_path / "study_routers.png").stat().st_size > 5000 < (tmp_path / "study_time.png").stat().st_size
+    assert [study_report.family(c) for c in ("f-dense-3-layers", "f-dense-1-layer", "f-pruned-0.25", "b-random")] == [
+        "f-dense", "f-dense", "f-pruned", "b-random"
+    ]  # fmt: skip
+    assert "| b-random | 0.25 | 50.0 | 50.0 / 50.0 / 50.0 | 83.3 % | 41 |" in second  # it computes what the base does
     with pytest.raises(InputError, match="run the study first"):
         study_report.write_report(tmp_path / "none.csv", times, page)

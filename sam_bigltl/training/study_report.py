@@ -76,7 +76,7 @@ def markdown(rows: Sequence[Row], times: dict[tuple[str, str], float], letter: s
             f"{mean(v):.1f}" if (v := row.values(split=s)) else "-" for s in ("small", "medium", "large")
         )
         kept = f"{100 * mean(row.values()) / mean(reference):.1f} %" if reference and row.values() else "-"
-        time = times.get((row.cell, row.keep_ratio))
+        time = time_of(times, row)
         lines.append([
             row.cell, "dense" if row.cell == TEACHER else row.keep_ratio, spread(row.values()), splits, kept,
             *(spread(row.values("point", count)) for count in clicks), "-" if time is None else f"{time:.0f}",
@@ -92,6 +92,17 @@ def read_times(path: Path) -> dict[tuple[str, str], float]:
         return {(line["cell"], line["keep_ratio"]): float(line["median_ms"]) for line in csv.DictReader(file)}
 
 
+def time_of(times: dict[tuple[str, str], float], row: Row) -> float | None:
+    """Its encoder's milliseconds. Cells whose name begins with b or e compute what the base computes."""
+    cell = BASE if row.cell[0] in "be" else row.cell
+    return times.get((cell, row.keep_ratio))
+
+
+def family(cell: str) -> str:
+    """What is one line in a plot: "f-dense" for "f-dense-3-layers", "f-pruned" for "f-pruned-0.5"."""
+    return re.sub(r"-[\d.]+(-layers?)?$", "", cell)
+
+
 def write_report(table: Path, times_path: Path, page: Path) -> None:
     """Put the tables between `<!-- table x -->` and `<!-- end -->` of `page`, and draw the plots beside it."""
     rows, times = read_rows(table), read_times(times_path)
@@ -103,10 +114,8 @@ def write_report(table: Path, times_path: Path, page: Path) -> None:
     text = re.sub(r"(<!-- table (\w) -->)\n(.*?)(<!-- end -->)", fill, text, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")
     _plot(page.with_name("study_routers.png"), rows, lambda row: float(row.keep_ratio), "keep ratio", "ab")
-    timed = [row for row in rows if (row.cell, row.keep_ratio) in times]
-    _plot(
-        page.with_name("study_time.png"), timed, lambda row: times[row.cell, row.keep_ratio], "encoder, median ms", "af"
-    )  # fmt: skip
+    timed = [row for row in rows if time_of(times, row)]
+    _plot(page.with_name("study_time.png"), timed, lambda row: time_of(times, row), "encoder, median ms", "af")
 
 
 def _plot(path: Path, rows: Sequence[Row], place: Callable[[Row], float], label: str, letters: str) -> None:
@@ -120,7 +129,7 @@ def _plot(path: Path, rows: Sequence[Row], place: Callable[[Row], float], label:
         lines: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
         for row in rows:
             if row.values(prompt, clicks) and (row.cell == TEACHER or row.cell[0] in letters):
-                lines[row.cell].append((place(row), row.values(prompt, clicks)))
+                lines[family(row.cell)].append((place(row), row.values(prompt, clicks)))
         for name, points in lines.items():
             points.sort()
             x, y = [p[0] for p in points], [mean(p[1]) for p in points]
