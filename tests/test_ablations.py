@@ -230,14 +230,14 @@ def test_tables_and_plots_come_from_the_csv(tmp_path: Path):
         study_report.write_report(table, times, page)
         text = page.read_text()
         first, second = text.split("between")
-        assert "| a-one-checkpoint | 0.25 | 58.0 ± 1.4 | 58.0 / 58.0 / 58.0 | 96.7 % | 38.0 | 41 |" in first
-        assert "| teacher | dense | 60.0 | 60.0 / 60.0 / 60.0 | 100.0 % | 40.0 | 80 |" in first and "old" not in first
-        assert "| b-random | 0.25 | 50.0 |" in second and "83.3 %" in second and "a-one-checkpoint" in second
+        assert "| a-one-checkpoint | 0.25 | 58.00 ± 1.41 | 58.0 / 58.0 / 58.0 | 96.7 % | 38.00 | 41 |" in first
+        assert "| teacher | dense | 60.00 | 60.0 / 60.0 / 60.0 | 100.0 % | 40.00 | 80 |" in first and "old" not in first
+        assert "| b-random | 0.25 | 50.00 |" in second and "83.3 %" in second and "a-one-checkpoint" in second
         assert text.startswith("Before\n") and text.endswith("after\n")
     assert (tmp_path / "study_routers.png").stat().st_size > 5000 < (tmp_path / "study_time.png").stat().st_size
     assert [study_report.family(c) for c in ("f-dense-3-layers", "f-dense-1-layer", "f-pruned-0.25", "b-random")] == [
         "f-dense", "f-dense", "f-pruned", "b-random"
     ]  # fmt: skip
-    assert "| b-random | 0.25 | 50.0 | 50.0 / 50.0 / 50.0 | 83.3 % | 41 |" in second  # it computes what the base does
+    assert "| b-random | 0.25 | 50.00 | 50.0 / 50.0 / 50.0 | 83.3 % | 41 |" in second  # it computes what the base does
     with pytest.raises(InputError, match="run the study first"):
         study_report.write_report(tmp_path / "none.csv", times, page)

@@ -14,6 +14,7 @@ from ..errors import InputError
 
 TEACHER = "teacher"
 BASE = "a-one-checkpoint"
+NO_E_BLOCKS = "h-no-e-blocks"
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def read_rows(table: Path) -> list[Row]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """ "65.9", or "65.9 ± 0.2" (standard deviation) where there are several."""
+    """ "65.92", or "65.92 ± 0.21" (standard deviation) where there are several."""
     if not values:
         return "-"
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def markdown(rows: Sequence[Row], times: dict[tuple[str, str], float], letter: str) -> str:
@@ -67,7 +68,7 @@ def markdown(rows: Sequence[Row], times: dict[tuple[str, str], float], letter: s
         "box",
         "small / medium / large",
         "retention",
-        *(f"{c} clicks" for c in clicks),
+        *("1 click" if c == 1 else f"{c} clicks" for c in clicks),
         "encoder ms",
     ]
     lines = [head, ["---"] * len(head)]
@@ -115,10 +116,19 @@ def write_report(table: Path, times_path: Path, page: Path) -> None:
     page.write_text(text, encoding="utf-8")
     _plot(page.with_name("study_routers.png"), rows, lambda row: float(row.keep_ratio), "keep ratio", "ab")
     timed = [row for row in rows if time_of(times, row)]
-    _plot(page.with_name("study_time.png"), timed, lambda row: time_of(times, row), "encoder, median ms", "af")
+    _plot(
+        page.with_name("study_time.png"),
+        timed,
+        lambda row: time_of(times, row),
+        "encoder, median ms",
+        "af",
+        extra=NO_E_BLOCKS,
+    )
 
 
-def _plot(path: Path, rows: Sequence[Row], place: Callable[[Row], float], label: str, letters: str) -> None:
+def _plot(
+    path: Path, rows: Sequence[Row], place: Callable[[Row], float], label: str, letters: str, extra: str = ""
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,7 +138,7 @@ def _plot(path: Path, rows: Sequence[Row], place: Callable[[Row], float], label:
     for axes, prompt, clicks in ((panels[0], "box", 0), (panels[1], "point", 1)):
         lines: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
         for row in rows:
-            if row.values(prompt, clicks) and (row.cell == TEACHER or row.cell[0] in letters):
+            if row.values(prompt, clicks) and (row.cell in (TEACHER, extra) or row.cell[0] in letters):
                 lines[family(row.cell)].append((place(row), row.values(prompt, clicks)))
         for name, points in lines.items():
             points.sort()
