@@ -39,7 +39,7 @@ RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125)
 TRAINING = dict(batch_size=8, streams=1, optimizer="muon", lr=2e-4, warmup=10, final_lr=0.02, ema=0.95, workers=1,
                 keep_ratios=RATIOS, train_decoder=False, log_every=10, save_every=25)  # fmt: skip
 COLUMNS = ("cell", "seed", "steps", "keep_ratio", "prompt", "clicks", "all", "small", "medium", "large", "instances",
-           "encoder_ms", "train_seconds", "teacher")  # fmt: skip
+           "train_seconds", "teacher")  # fmt: skip
 
 
 @dataclass(frozen=True)
