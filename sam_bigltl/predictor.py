@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
-from PIL import Image
 from segment_anything.modeling import MaskDecoder, Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch.func import functional_call
@@ -25,14 +24,6 @@ from .prompt_checks import check_box, check_image, check_mask_input, check_point
 
 class ResizeLongestSideFloat32(ResizeLongestSide):
     """SAM's resize, with coordinates in float32 (MPS has no float64) and sides of at least one pixel."""
-
-    def apply_image(self, image: np.ndarray) -> np.ndarray:
-        """`image`, uint8 (H, W, 3), with a long side of `target_length`: SAM's pixels to the bit.
-
-        Pillow's filter, since torch's rounds a pixel in 100,000 otherwise, but without torchvision's copies around it.
-        """
-        height, width = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
         """Coordinates (..., 2) in pixels of the image of size (H, W), in the model's frame, float32."""
