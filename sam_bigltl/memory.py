@@ -2,7 +2,7 @@
 
 glibc gives large blocks back to the system at once, so that the next tensor of the same size starts on pages that the
 system must find and clear again, 4 KB at a time. On virtual machines that costs more than the arithmetic (measured in
-docs/speed.md). A process that computes all its life does better to keep what it has.
+docs/design_notes.md). A process that computes all its life does better to keep what it has.
 """
 
 from __future__ import annotations

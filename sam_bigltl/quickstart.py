@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from .devices import parse_device, synchronize
-from .latency.timing import measure
 from .errors import InputError
 from .images import read_image, write_image
+from .latency.timing import measure
 from .predictor import SamPredictor
 from .segment import Prompt, Segment, draw_segments, load_predictor, segment_prompt
 from .visualize import routing_picture, side_by_side

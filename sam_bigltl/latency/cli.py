@@ -142,7 +142,6 @@ def run(args: argparse.Namespace) -> None:
     print("matrix products: " + ", ".join(f"{dtype} {peak:.0f} GMAC/s" for dtype, peak in peaks.items()))
     print(f"written: {path}")
     if args.plot is not None:
-        args.plot.parent.mkdir(parents=True, exist_ok=True)
         plot(args.plot, rows)
         print(f"drawn: {args.plot}")
 

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,13 +27,14 @@ from ..evaluation.datasets import CocoImage, check_image_files, load_coco
 from ..evaluation.prompts import in_frame
 from ..evaluation.runner import Plan, evaluate, summary_rows
 from ..images import read_image
+from ..latency.timing import measure
 from ..predictor import SamPredictor
 from ..warm_start import warm_start
 from . import ablations
 from .cache import EmbeddingCache
 from .distill import DistillConfig, Distiller, fill_cache
 from .sources import first_photos, open_source
-from .study_report import write_report
+from .study_report import computes_like_base, write_report
 
 RATIOS = (1.0, 0.75, 0.5, 0.25, 0.125)
 TRAINING = dict(batch_size=8, streams=1, optimizer="muon", lr=2e-4, warmup=10, final_lr=0.02, ema=0.95, workers=1,
@@ -256,30 +257,28 @@ class Study:
 
 def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15) -> None:
     """Encoder time of untrained cells, batch 1, float32, interleaved, into a CSV: weights do not change it."""
+    image = torch.rand(1, 3, *2 * (load_sam(study.teacher_path).image_encoder.img_size,))
     models = []
     for name in names:
         cell = CELLS[name]
-        if cell.source or name.startswith("e-"):  # the same computation as the base
+        if computes_like_base(name):
             continue
         teacher = load_sam(study.teacher_path)
         sam = cell.build(teacher, convert_sam(teacher, **cell.convert)).eval()
         models += [(name, ratio, sam.image_encoder) for ratio in cell.ratios]
-    image = torch.rand(1, 3, models[0][2].img_size, models[0][2].img_size)
-    times: dict[tuple[str, float], list[float]] = {}
+
+    def encode(encoder: torch.nn.Module, ratio: float) -> None:
+        encoder.keep_ratio = ratio
+        encoder(image)
+
     with torch.inference_mode():
-        for run in range(runs + 2):
-            for name, ratio, encoder in models:
-                encoder.keep_ratio = ratio
-                began = time.perf_counter()
-                encoder(image)
-                if run >= 2:  # after two to warm up
-                    times.setdefault((name, ratio), []).append(1e3 * (time.perf_counter() - began))
+        times = measure([partial(encode, encoder, ratio) for _, ratio, encoder in models], runs, warmup=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("cell", "keep_ratio", "median_ms", "min_ms", "max_ms", "runs", "threads", "torch"))
-        for (name, ratio), values in times.items():
-            figures = (round(value, 2) for value in (median(values), min(values), max(values)))
+        for (name, ratio, _), values in zip(models, times, strict=True):
+            figures = (round(1e3 * value, 2) for value in (median(values), min(values), max(values)))
             writer.writerow((name, ratio, *figures, runs, torch.get_num_threads(), torch.__version__))
 
 

@@ -93,10 +93,14 @@ def read_times(path: Path) -> dict[tuple[str, str], float]:
         return {(line["cell"], line["keep_ratio"]): float(line["median_ms"]) for line in csv.DictReader(file)}
 
 
+def computes_like_base(cell: str) -> bool:
+    """Whether its encoder is the base's but for weights and the router: tables b and e."""
+    return cell[0] in "be"
+
+
 def time_of(times: dict[tuple[str, str], float], row: Row) -> float | None:
-    """Its encoder's milliseconds. Cells whose name begins with b or e compute what the base computes."""
-    cell = BASE if row.cell[0] in "be" else row.cell
-    return times.get((cell, row.keep_ratio))
+    """Its encoder's milliseconds."""
+    return times.get((BASE if computes_like_base(row.cell) else row.cell, row.keep_ratio))
 
 
 def family(cell: str) -> str:
