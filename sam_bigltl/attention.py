@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .native import ops
+from .ragged import Ragged, all_tokens, selected_tokens
 from .routing import Geometry, Selection
 
 # Without autograd: queries, and logits in all, that are alive at once.
@@ -131,6 +133,7 @@ class SemiCrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
+        self.native = False
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -142,6 +145,10 @@ class SemiCrossAttention(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """Attention among all tokens, x (B, N, C) -> (B, N, C): `segment_anything`'s, padded windows included."""
         qkv = self.qkv(x)  # (B, N, 3C)
+        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
+            flat = qkv.flatten(0, 1)
+            layout = all_tokens(geometry, x.shape[0], whole=not self.window)
+            return self.proj(self._native(flat, flat[:0, x.shape[-1] :], layout).view_as(x))
         if self.window:
             # The reference pads after the norm, so a padded token's q, k and v are the bias of qkv.
             qkv = geometry.to_windows(qkv, self.qkv.bias)
@@ -170,7 +177,15 @@ class SemiCrossAttention(nn.Module):
             (B, K, C)
         """
         batch, num_selected, dim = x.shape
-        q, kv_big = self.qkv(x).split([dim, 2 * dim], dim=-1)
+        qkv = self.qkv(x)
+        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
+            flat = qkv.flatten(0, 1)
+            rest = flat[:0, dim:]
+            if len(selection.rest):
+                rest = self.kv_little(little.flatten(0, 1).index_select(0, selection.rest))
+            layout = selected_tokens(selection, whole=not self.window)
+            return self.proj(self._native(flat, rest, layout).view_as(x))
+        q, kv_big = qkv.split([dim, 2 * dim], dim=-1)
         kv = self.kv_little(little).flatten(0, 1)  # (B * N, 2C)
         # In place: the product that made `kv` does not need it for its gradient.
         kv = kv.index_copy_(0, selection.flat, kv_big.reshape(-1, 2 * dim).to(kv.dtype))
@@ -184,6 +199,14 @@ class SemiCrossAttention(nn.Module):
             rel_w = relative_logits(q, self.rel_pos_w, selection.columns, geometry.grid[1])
             out = attend(q, k, v, rel_h, rel_w, self.scale).transpose(1, 2).reshape(batch, num_selected, dim)
         return self.proj(out)
+
+    def _native(self, qkv: Tensor, rest: Tensor, layout: Ragged) -> Tensor:
+        """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C) -> (Q, C)"""
+        dim = qkv.shape[-1] // 3
+        tables = self.rel_pos_h, self.rel_pos_w
+        return ops.attend(
+            qkv[:, :dim], qkv[:, dim:], rest, self.qkv.bias[dim:], layout, tables, self.num_heads
+        )  # fmt: skip
 
     def _heads(self, x: Tensor) -> Tensor:
         """(b, n, C) -> (b, h, n, d)"""
@@ -244,12 +267,21 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.native = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""
-        qkv = geometry.to_windows(self.qkv(x), self.qkv.bias)  # (B * windows, w * w, 3 C_E)
+        dim = x.shape[-1]
+        qkv = self.qkv(x)  # (B, N, 3 C_E)
+        if self.native and ops.usable(qkv, self.num_heads, geometry.window):
+            flat = qkv.flatten(0, 1)
+            q, kv = flat[:, :dim], flat[:, dim:]
+            layout = all_tokens(geometry, x.shape[0], whole=False)
+            out = ops.attend(q, kv, kv[:0], self.qkv.bias[dim:], layout, None, self.num_heads)
+            return self.proj(out.view_as(x))
+        qkv = geometry.to_windows(qkv, self.qkv.bias)  # (B * windows, w * w, 3 C_E)
         b, n, _ = qkv.shape
         q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)

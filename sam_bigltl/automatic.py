@@ -115,13 +115,18 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         predictor = self.predictor
         coords = torch.as_tensor(predictor.transform.apply_coords(points, im_size), device=predictor.device)
         labels = torch.ones(len(coords), dtype=torch.int, device=coords.device)
-        image, kernels, iou = predictor.read_prompts((coords[:, None], labels[:, None]))
-        kernels, iou = kernels[:, 1:], iou[:, 1:].float()  # the three of an ambiguous prompt
-        keep = iou > self.pred_iou_thresh if self.pred_iou_thresh > 0.0 else torch.ones_like(iou, dtype=torch.bool)
-        rows = keep.any(dim=1)
-        low_res = draw(predictor.model.mask_decoder, image[rows], kernels[rows], predictor.features.shape[-2:])
-        point = torch.as_tensor(points)[:, None].expand(-1, 3, -1)[keep.cpu()]
-        return low_res[keep[rows]].float(), iou[keep], point
+        low_res, scores, kept = [], [], []
+        for part in torch.arange(len(coords), device=coords.device).split(predictor.prompts_at_once(len(coords))):
+            image, kernels, iou = predictor.read_prompts((coords[part, None], labels[part, None]))
+            kernels, iou = kernels[:, 1:], iou[:, 1:].float()  # the three of an ambiguous prompt
+            keep = iou > self.pred_iou_thresh if self.pred_iou_thresh > 0.0 else torch.ones_like(iou, dtype=torch.bool)
+            rows = keep.any(dim=1)
+            masks = draw(predictor.model.mask_decoder, image[rows], kernels[rows], predictor.features.shape[-2:])
+            low_res.append(masks[keep[rows]].float())
+            scores.append(iou[keep])
+            kept.append(keep.cpu())
+        point = torch.as_tensor(points)[:, None].expand(-1, 3, -1)[torch.cat(kept)]
+        return torch.cat(low_res), torch.cat(scores), point
 
     def _measured(
         self,

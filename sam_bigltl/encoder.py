@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .blocks import EBlock, PBlock
 from .errors import InputError
 from .memory import keep_freed_memory
+from .native import build
 from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
-from .stem import ConvStem
+from .stem import ConvStem, PatchProjection
 
 KeepRatio = float | Sequence[float] | str
 
@@ -65,8 +65,8 @@ class EncoderConfig:
 
     @property
     def little_heads(self) -> int:
-        """Heads of the E-blocks: of 64 channels as in SAM where that divides the width, else of 16, else one."""
-        return next((self.little_dim // size for size in (64, 16) if self.little_dim % size == 0), 1)
+        """Heads of the E-blocks: of 64 channels as in SAM where that divides the width, else of 32 or 16, else one."""
+        return next((self.little_dim // size for size in (64, 32, 16) if self.little_dim % size == 0), 1)
 
     @property
     def little_window(self) -> int:
@@ -134,7 +134,7 @@ class BigLittleEncoder(nn.Module):
             self.patch_embed = ConvStem(config.stem, dim)
         else:
             patch = (config.patch_size, config.patch_size)
-            self.patch_embed = PatchEmbed(kernel_size=patch, stride=patch, embed_dim=dim)
+            self.patch_embed = PatchProjection(kernel_size=patch, stride=patch, embed_dim=dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, dim))
         self.blocks = nn.ModuleList()
         for layer in range(config.depth):
@@ -172,7 +172,7 @@ class BigLittleEncoder(nn.Module):
     def keep_ratio(self, value: KeepRatio) -> None:
         self._keep_ratio = self._checked(value)
 
-    def optimize(self, dtype: str = "bfloat16", compile: bool = False) -> BigLittleEncoder:
+    def optimize(self, dtype: str = "bfloat16", compile: bool = False, native: bool = False) -> BigLittleEncoder:
         """Make inference faster, in place, with the same calls after it; returns the encoder.
 
         The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
@@ -181,14 +181,27 @@ class BigLittleEncoder(nn.Module):
             dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
             compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio` at
                 its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto" stays
-                as it is.
+                as it is. Not for int8.
+            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and int8
+                on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
 
         Raises:
-            InputError: a dtype that there is not, or that cannot run on this device.
+            InputError: a dtype that there is not, or what cannot run on this machine.
         """
         from .precision import set_precision  # which imports this module
 
+        if compile and dtype == "int8":
+            raise InputError("int8 layers cannot be compiled: choose dtype='bfloat16' or compile=False")
+        if native:
+            if dtype == "float32" or self.pos_embed.device.type != "cpu":
+                raise InputError(
+                    "native kernels compute in bfloat16 and int8 on the CPU: choose one of them (--dtype) or leave native out"
+                )
+            build.load()
         set_precision(self, dtype)
+        for module in self.modules():
+            if hasattr(module, "native"):
+                module.native = native
         keep_freed_memory()
         if compile:
             # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.

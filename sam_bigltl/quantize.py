@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .encoder import BigLittleEncoder
 from .errors import InputError
+from .native import ops
 
 _ZERO = 128  # oneDNN's fast kernels take unsigned activations: 128 stands for 0
 
@@ -32,10 +33,13 @@ class Int8Linear(nn.Module):
     Args:
         linear: the layer to replace; it is left as it was.
         activation: "none", or "gelu" to apply it to the output in the same pass.
+        norm: a norm of the input, which becomes part of this layer.
     """
 
-    def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
+    def __init__(self, linear: nn.Linear, activation: str = "none", norm: nn.LayerNorm | None = None) -> None:
         super().__init__()
+        self.native = False
+        self.norm = norm
         weight = linear.weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (out,)
         levels = (weight / scales[:, None]).round().to(torch.int8)
@@ -50,7 +54,12 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), both bfloat16."""
-        out = qlinear(self, *quantize_activation(x.reshape(-1, self.in_features)))
+        rows = x.reshape(-1, self.in_features)
+        if self.native:
+            levels, scale = ops.quantize(rows, self.norm)
+        else:
+            levels, scale = quantize_activation(rows if self.norm is None else self.norm(rows))
+        out = qlinear(self, levels, scale)
         return out.view(*x.shape[:-1], self.out_features)
 
 
@@ -63,11 +72,11 @@ def qlinear(layer: Int8Linear, levels: Tensor, scale: float) -> Tensor:
 
 
 class Int8MLP(nn.Module):
-    """`segment_anything`'s MLPBlock with int8 weights, GELU included in the first product's pass."""
+    """`segment_anything`'s MLPBlock with int8 weights, the norm before it and GELU included."""
 
-    def __init__(self, mlp: MLPBlock) -> None:
+    def __init__(self, mlp: MLPBlock, norm: nn.LayerNorm) -> None:
         super().__init__()
-        self.lin1 = Int8Linear(mlp.lin1, "gelu")
+        self.lin1 = Int8Linear(mlp.lin1, "gelu", norm)
         self.lin2 = Int8Linear(mlp.lin2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,12 +92,16 @@ def quantize_encoder(encoder: BigLittleEncoder) -> BigLittleEncoder:
         raise InputError("this torch was built without oneDNN: int8 needs it, use bfloat16 or float32")
     packed = []  # from the weights as they are, before the rest is rounded to bfloat16
     for block in [*encoder.blocks, *getattr(encoder, "little_blocks", [])]:
-        packed.append((block, "mlp", Int8MLP(block.mlp)))
+        packed.append((block, "mlp", Int8MLP(block.mlp, block.norm2)))
+        norms = {"qkv": block.norm1, "kv_little": getattr(block, "norm_little", None)}
         for parent in (block, block.attn):
             packed += [
-                (parent, name, Int8Linear(child))
+                (parent, name, Int8Linear(child, norm=norms.get(name)))
                 for name, child in parent.named_children() if isinstance(child, nn.Linear)
             ]  # fmt: skip
+        packed += [
+            (block, name, nn.Identity()) for name, child in block.named_children() if isinstance(child, nn.LayerNorm)
+        ]
     encoder.eval().requires_grad_(False).to(torch.bfloat16)
     for parent, name, layer in packed:
         setattr(parent, name, layer)

@@ -15,7 +15,7 @@ import torch
 from .devices import parse_device, synchronize
 from .errors import InputError
 from .images import read_image, write_image
-from .latency.timing import measure
+from .latency.timing import measure, timed
 from .predictor import SamPredictor
 from .segment import Prompt, Segment, draw_segments, load_predictor, segment_prompt
 from .visualize import routing_picture, side_by_side
@@ -124,7 +124,7 @@ def encoder_ms(
             encoder(pixels)
         synchronize(device)
 
-    calls = [partial(encode, pixels, ratio) for pixels in inputs for ratio in ratios]
+    calls = [partial(timed, partial(encode, pixels, ratio)) for pixels in inputs for ratio in ratios]
     times = measure(calls, runs, WARMUP)
     return {
         ratio: median(value for own in times[index :: len(ratios)] for value in own) * 1e3

@@ -35,6 +35,7 @@ class Geometry:
         self.place_token[self.token_place] = token
         self.padding = (self.place_token < 0).nonzero().squeeze(1)
         self.place_token.clamp_(min=0)
+        self.layouts: dict = {}  # kept by `sam_bigltl.ragged`
 
     def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
         """x (B, N, c) -> (B * windows, w * w, c), padded positions holding `fill` (c,)."""
@@ -115,6 +116,7 @@ class Selection:
         geometry: the grid and its windows.
         flat: rows of the selected tokens in a (B * N, c) table, (B * K,).
         rows, columns: of the selected tokens, (B, K).
+        layouts: kept by `sam_bigltl.ragged`.
     """
 
     def __init__(self, indices: Tensor, geometry: Geometry) -> None:
@@ -122,6 +124,8 @@ class Selection:
         batch, tokens = indices.shape[0], geometry.grid[0] * geometry.grid[1]
         self.flat = (indices + torch.arange(batch, device=indices.device)[:, None] * tokens).flatten()
         self.rows, self.columns = geometry.rows[indices], geometry.columns[indices]
+        self.layouts: dict = {}
+        self._rest: Tensor | None = None
         self._buckets: list[WindowBucket] | None = None
         self._blocks: QueryBlocks | None = None
 
@@ -133,6 +137,16 @@ class Selection:
         """`into` (B, N, c) with the selected tokens replaced by x (B, K, c)."""
         table = into.reshape(-1, into.shape[-1])
         return table.index_copy(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype)).view_as(into)
+
+    @property
+    def rest(self) -> Tensor:
+        """Rows of the tokens that were not selected, ascending, in a (B * N, c) table: (B * (N - K),)."""
+        if self._rest is None:
+            tokens = self.geometry.grid[0] * self.geometry.grid[1]
+            selected = torch.zeros(self.indices.shape[0] * tokens, dtype=torch.uint8, device=self.flat.device)
+            selected[self.flat] = 1
+            self._rest = selected.argsort(stable=True)[: len(selected) - len(self.flat)]
+        return self._rest
 
     @property
     def buckets(self) -> list[WindowBucket]:

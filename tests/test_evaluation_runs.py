@@ -139,7 +139,7 @@ def test_killed_continued_and_shared_runs_give_the_same(many: SimpleNamespace) -
         (["--model", "slow_model.py:broken"], "failed: RuntimeError: no weights"),
         (["--model", "slow_model.py:nothing"], "without set_image, predict"),
         (["--model", "slow_model.py:make", "--keep-ratio", "0.5"], "encoder is dense"),
-        (["--model", "slow_model.py:make", "--dtype", "bfloat16"], "--dtype is for --checkpoint only"),
+        (["--model", "slow_model.py:make", "--dtype", "bfloat16"], "--dtype and --native are for --checkpoint only"),
         (["--prompts", "detector"], "belong together"),
         (["--refine", "-1"], "--refine -1 is not a whole number"),
         (["--min-area", "x"], "--min-area x is not a number"),

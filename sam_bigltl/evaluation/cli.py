@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
     how.add_argument("--dtype", choices=list(PRECISIONS), default="float32", help="of the image encoder (float32)")
+    how.add_argument("--native", action="store_true", help="run it in this project's C++ kernels: bfloat16, int8, CPU")
     how.add_argument(
         "--batch-size",
         default="8",
@@ -104,8 +105,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag} is missing: see --help for examples")
     if not (args.checkpoint or args.model):
         raise InputError("give the weights with --checkpoint, or another project's model with --model module:callable")
-    if args.model and args.dtype != "float32":
-        raise InputError("--dtype is for --checkpoint only: what --model returns keeps its own")
+    if args.model and (args.dtype != "float32" or args.native):
+        raise InputError("--dtype and --native are for --checkpoint only: what --model returns keeps its own")
     if ("detector" in args.prompts) != bool(args.detections):
         raise InputError("--prompts detector and --detections JSON belong together: give both or neither")
     plan = Plan(
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     check_precision(args.dtype, device)
     run_job(Job(
         annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan, device=device,
-        checkpoint=args.checkpoint, model=args.model, precision=args.dtype, restart=args.restart,
+        checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native, restart=args.restart,
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,
         style=getattr(args, "style", "coco"),

@@ -10,16 +10,17 @@ from sam_bigltl.callables import call_named
 from sam_bigltl.convert import load_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.decoding import Predictor
-from sam_bigltl.precision import set_precision
 from sam_bigltl.predictor import SamPredictor
 
 _NEEDED = ("set_image", "predict")
 
 
-def predictor_of_checkpoint(path: str | Path, device: torch.device, precision: str) -> SamPredictor:
-    """This project's predictor with weights of ours or of SAM, its encoder in `precision`."""
+def predictor_of_checkpoint(
+    path: str | Path, device: torch.device, precision: str, native: bool = False
+) -> SamPredictor:
+    """This project's predictor with weights of ours or of SAM, its encoder in `precision`, in native kernels or not."""
     sam = load_sam(path).to(device).eval()
-    set_precision(sam.image_encoder, precision)
+    sam.image_encoder.optimize(precision, native=native)
     return SamPredictor(sam)
 
 

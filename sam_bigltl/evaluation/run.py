@@ -38,6 +38,7 @@ class Job:
     checkpoint: str | None
     model: str | None
     precision: str
+    native: bool
     detections: Path | None = None
     limit: int | None = None
     style: str = "coco"
@@ -69,7 +70,7 @@ def run_job(job: Job) -> None:
     if job.model:
         predictor = predictor_of_callable(job.model, job.checkpoint, job.device)
     else:
-        predictor = predictor_of_checkpoint(job.checkpoint, job.device, job.precision)
+        predictor = predictor_of_checkpoint(job.checkpoint, job.device, job.precision, job.native)
     check_keep_ratios(predictor, job.plan.keep_ratios)
 
     shard = Shard.from_environment()
@@ -172,7 +173,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "ingredients": {key: value for key, value in asdict(plan.protocol).items() if key not in ("name", "source")},
         "limit": job.limit,
         "seed": plan.seed,
-        "dtype": job.precision,
+        "dtype": job.precision + " native" * job.native,
         "batch_size": plan.batch_size,
     }
 

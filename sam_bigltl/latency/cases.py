@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,40 @@ from ..registry import ENCODERS, build_sam, sam_model_registry
 SAM_MODELS = {f"sam_{key}": segment_anything.sam_model_registry[key] for key in ("vit_b", "vit_l", "vit_h")}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What every encoder is timed at: all combinations."""
+# What other people's encoders can be timed in besides float32 and bfloat16: float32 weights under bfloat16 autocast.
+AUTOCAST = "autocast"
 
-    keep_ratios: Sequence[float] = (1.0,)
-    dtypes: Sequence[str] = ("float32",)
-    batches: Sequence[int] = (1,)
-    compiled: Sequence[bool] = (False,)
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder in one format: what a process of its own is asked for, so everything in it can be pickled.
+
+    Attributes:
+        model: a key of this project's registry or of SAM_MODELS, or `module:callable[@px]` where `is_peer`.
+        image_size: side of the input; None is the model's own.
+        dtype: of PRECISIONS, or AUTOCAST.
+        native: this project's C++ kernels.
+        keep_memory: whether the process keeps its freed memory; this project's encoders always do.
+        batches, keep_ratios: all combinations are timed.
+        threads: CPU threads; None leaves torch's choice.
+    """
+
+    model: str
+    is_peer: bool = False
+    image_size: int | None = None
+    checkpoint: Path | None = None
+    dtype: str = "float32"
+    compiled: bool = False
+    native: bool = False
+    keep_memory: bool = True
+    batches: tuple[int, ...] = (1,)
+    keep_ratios: tuple[float, ...] = (1.0,)
+    device: str = "cpu"
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        words = [self.model.rpartition(":")[2] if self.is_peer else self.model, self.dtype]
+        return " ".join(words + ["native"] * self.native + ["compiled"] * self.compiled)
 
 
 @dataclass(frozen=True)
@@ -38,7 +64,8 @@ class Case:
     """One thing to time.
 
     Attributes:
-        model, keep_ratio, dtype, batch, compiled, image_size: the setting.
+        model, keep_ratio, dtype, batch, compiled, native, image_size: the setting.
+        memory: "kept" where the process keeps its freed memory, else "default".
         weights: "random", or the checkpoint's file name.
         parameter_bytes: of the encoder in this format.
         call: runs one forward pass and returns when it has finished.
@@ -49,54 +76,67 @@ class Case:
     dtype: str
     image_size: int
     weights: str
-    call: Callable[[], Any]
+    call: Callable[[], Any] | None = None
     batch: int = 1
     compiled: bool = False
+    native: bool = False
+    memory: str = "kept"
     parameter_bytes: int = 0
 
 
-def encoder_cases(
-    name: str, encoder: nn.Module, settings: Settings, device: torch.device, weights: str = "random"
-) -> list[Case]:
-    """The cases of one encoder.
+def is_ours(name: str) -> bool:
+    """Whether `name` is a model of this project's registry."""
+    return name in sam_model_registry
 
-    SAM's own encoder, other people's, and a dense one of this project compute every token: they are listed at 1.0 only.
-    int8 is for this project's encoders.
 
-    Args:
-        encoder: maps (B, 3, S, S) to (B, 256, g, g), with S its `img_size`; it is left as it was.
+def job_cases(job: Job) -> list[Case]:
+    """Build the encoder of a job and list its cases.
+
+    Encoders that compute every token (SAM's own, other people's, dense ones) are listed at keep_ratio 1.0 only.
     """
-    size = encoder.img_size
-    ours = isinstance(encoder, BigLittleEncoder)
+    if job.is_peer:
+        name, encoder = peer(job.model)
+        weights = "its own"
+    else:
+        name = job.model
+        sam, weights = build(name, job.image_size, job.checkpoint)
+        encoder = sam.image_encoder
+    return encoder_cases(name, encoder, job, weights)
+
+
+def encoder_cases(name: str, encoder: nn.Module, job: Job, weights: str = "random") -> list[Case]:
+    """The cases of `encoder`, which maps (B, 3, S, S) to (B, 256, g, g), S its `img_size`; it is left as it was."""
+    device, size = torch.device(job.device), encoder.img_size
     routed = hasattr(encoder, "keep_ratio") and not encoder.is_dense
+    module = copy.deepcopy(encoder).eval().to(device)
+    if isinstance(encoder, BigLittleEncoder):
+        module.optimize(job.dtype, job.compiled, job.native)
+    else:
+        set_precision(module, "float32" if job.dtype == AUTOCAST else job.dtype)
+        if job.compiled:
+            module.compile(dynamic=False)
     cases = []
-    for dtype in settings.dtypes:
-        if dtype == "int8" and not ours:
-            continue
-        for compiled in settings.compiled:
-            module = copy.deepcopy(encoder).eval().to(device)
-            if ours:
-                module.optimize(dtype, compiled)
-            else:
-                set_precision(module, dtype)
-                if compiled:
-                    module.compile(dynamic=False)
-            for batch in settings.batches:
-                pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-                pixels = pixels.to(device, PRECISIONS[dtype])
-                for ratio in settings.keep_ratios if routed else (1.0,):
-                    call = _call(module, pixels, ratio if routed else None, device)
-                    cases.append(
-                        Case(name, ratio, dtype, size, weights, call, batch, compiled, _bytes(module))
-                    )  # fmt: skip
+    for batch in job.batches:
+        pixels = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+        pixels = pixels.to(device, PRECISIONS.get(job.dtype, torch.float32))
+        for ratio in job.keep_ratios if routed else (1.0,):
+            call = _call(module, pixels, ratio if routed else None, job.dtype == AUTOCAST)
+            memory = "kept" if job.keep_memory else "default"
+            cases.append(
+                Case(
+                    name, ratio, job.dtype, size, weights, call, batch, job.compiled, job.native, memory, _bytes(module)
+                )
+            )
     return cases
 
 
-def _call(module: nn.Module, pixels: torch.Tensor, ratio: float | None, device: torch.device) -> Callable[[], None]:
+def _call(module: nn.Module, pixels: torch.Tensor, ratio: float | None, autocast: bool) -> Callable[[], None]:
+    device = pixels.device
+
     def call() -> None:
         if ratio is not None:
             module.keep_ratio = ratio
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             module(pixels)
         synchronize(device)
 

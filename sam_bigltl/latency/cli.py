@@ -1,30 +1,38 @@
 """Encoder latency: SAM's ViT, the big.LITTLE ViT and other people's encoders, measured in one run.
 
-All cases take turns (A B A B ...), so that a clock that drifts, a machine that warms up or a busy neighbour touches
-all of them alike; the first passes are warm-up and are not counted. Times are those of one forward pass of the image
+Every encoder lives in a process of its own, as its users run it, and all of them take turns (A B A B ...), so that a
+clock that drifts, a machine that warms up or a busy neighbour touches all alike; the first passes are not counted. Times are those of one forward pass of the image
 encoder alone. Ratios are between medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..devices import device_name, parse_device
 from ..errors import ArgumentParser, InputError, run_cli
-from ..macs import Macs, count_macs
+from ..macs import Macs
+from ..native import build
 from ..precision import PRECISIONS, check_precision
 from ..registry import sam_model_registry
-from .cases import SAM_MODELS, Case, Settings, build, encoder_cases, peer
-from .report import format_table, output_path, plot, result_rows, setting, write_csv
-from .timing import gemm_peak, measure, peak_memory
+from .cases import AUTOCAST, SAM_MODELS, Job, is_ours, peer
+from .plot import plot
+from .report import format_table, output_path, result_rows, setting, write_csv
+from .timing import gemm_peak, measure
+from .worker import Worker
 
 EXAMPLES = """examples:
-  sam-bigltl bench --models vit_mini bigltl_mini --keep-ratio 1.0 0.5 --runs 10
+  sam-bigltl bench --models vit_mini bigltl_mini --keep-ratio 1.0 0.5 --runs 10 --native both
   python eval/latency.py
   python eval/latency.py --models sam_vit_h bigltl_h --device cuda --dtype bfloat16 --batch 1 8 32 --runs 20 --warmup 5
   python eval/latency.py --models bigltl_b --checkpoint checkpoints/x.safetensors --output docs/results
@@ -41,7 +49,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for ratio in args.keep_ratio:
         if not 0.0 < ratio <= 1.0:
             raise InputError(f"--keep-ratio {ratio:g} is outside (0, 1]")
-    for option, lowest in (("runs", 1), ("warmup", 0), ("threads", 1), ("batch", 1)):
+    for option, lowest in (("runs", 1), ("warmup", 1), ("threads", 1), ("batch", 1)):
         values = getattr(args, option)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < lowest:
@@ -55,29 +63,79 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError("--checkpoint needs exactly one model of this project in --models")
 
 
-def build_cases(args: argparse.Namespace, device: torch.device) -> list[Case]:
-    """Build every model and list its cases, in the order of the options."""
-    compiled = {"off": (False,), "on": (True,), "both": (False, True)}[args.compile]
-    settings = Settings(
-        list(dict.fromkeys(args.keep_ratio)), list(dict.fromkeys(args.dtype)), list(dict.fromkeys(args.batch)), compiled
-    )
-    cases = []
+def jobs(args: argparse.Namespace, device: torch.device) -> list[Job]:
+    """A job for every encoder in every format, in the order of the options."""
+    switch = {"off": (False,), "on": (True,), "both": (False, True)}
+    kept = {"default": (False,), "kept": (True,), "both": (False, True)}[args.memory]
+    common = Job(
+        "", batches=tuple(dict.fromkeys(args.batch)), keep_ratios=tuple(dict.fromkeys(args.keep_ratio)),
+        device=str(device), threads=args.threads,
+    )  # fmt: skip
+    found = []
     for name in dict.fromkeys(args.models):
+        ours = is_ours(name)
         for size in dict.fromkeys(args.image_size or [None]):
-            sam, weights = build(name, size, None if name in SAM_MODELS else args.checkpoint)
-            cases += encoder_cases(name, sam.image_encoder, settings, device, weights)
+            one = replace(common, model=name, image_size=size, checkpoint=args.checkpoint if ours else None)
+            found += _formats(one, args.dtype, switch[args.compile], switch[args.native] if ours else (), kept)
     for target in args.peer:
-        name, encoder = peer(target)
-        cases += encoder_cases(name, encoder, settings, device, "its own")
-    return cases
+        found += _formats(replace(common, model=target, is_peer=True), args.dtype, switch[args.compile], (), kept)
+    return found
 
 
-def counted(cases: Sequence[Case]) -> dict[tuple[str, int, int, float], Macs]:
-    """The products of each setting, of the cases that the counter sees: not compiled, not int8."""
+def _formats(
+    job: Job, dtypes: Sequence[str], compiled: Sequence[bool], native: Sequence[bool], kept: Sequence[bool]
+) -> list[Job]:
+    """`job` in every format that its encoder has; `native` is empty where it is not this project's."""
+    if native:
+        found = [
+            replace(job, dtype=dtype, compiled=graph, native=kernels)
+            for dtype, kernels, graph in product(dict.fromkeys(dtypes), native, compiled)
+            if dtype != AUTOCAST and not (graph and dtype == "int8") and not (kernels and dtype == "float32")
+        ]
+        return list(dict.fromkeys(found))
+    return [
+        replace(job, dtype=dtype, compiled=graph, keep_memory=keep)
+        for dtype, keep, graph in product(dict.fromkeys(dtypes), kept, compiled) if dtype != "int8"
+    ]  # fmt: skip
+
+
+def start(wanted: Sequence[Job]) -> tuple[list[Worker], list[tuple[Worker, int]]]:
+    """The processes of the jobs, and their cases as (worker, index), each of which has made one pass.
+
+    What other people's encoders cannot do (a format, a compiler) is left out with a line on stderr.
+    """
+    workers, cases = [], []
+    for job in tqdm(wanted, desc="encoders built, first passes", unit="encoder", disable=None):
+        try:
+            workers.append(Worker(job))
+            for index in range(len(workers[-1].cases)):
+                workers[-1].seconds(index)
+                cases.append((workers[-1], index))
+        except InputError as error:
+            if not job.is_peer:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+    return workers, cases
+
+
+def counted(cases: Sequence[tuple[Worker, int]]) -> dict[tuple[str, int, int, float], Macs]:
+    """The products of each setting, in a format that the counter sees."""
     macs: dict[tuple[str, int, int, float], Macs] = {}
-    for case in cases:
-        if setting(case) not in macs and case.dtype != "int8" and not case.compiled:
-            macs[setting(case)] = count_macs(case.call)
+
+    def count(worker: Worker, index: int) -> None:
+        case, job = worker.cases[index], worker.job
+        if setting(case) not in macs and not (job.native or job.compiled or job.dtype == "int8"):
+            macs[setting(case)] = worker.macs(index)
+
+    for worker, index in sorted(cases, key=lambda entry: entry[0].job.dtype != "bfloat16"):  # the fast one first
+        count(worker, index)
+    for worker, index in cases:
+        if setting(worker.cases[index]) not in macs:
+            dtype = "float32" if worker.job.is_peer else "bfloat16"
+            plain = Worker(replace(worker.job, dtype=dtype, native=False, compiled=False))
+            for own in range(len(plain.cases)):
+                count(plain, own)
+            plain.close()
     return macs
 
 
@@ -94,10 +152,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0, 0.5, 0.25], metavar="R",
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
-                        help="float32, bfloat16, int8 (default: all; int8 on the CPU only, and for this project's "
-                        "models)")  # fmt: skip
+                        help="float32, bfloat16, int8 (on the CPU, for this project's models), autocast (float32 weights "
+                        "under bfloat16 autocast, for the others) (default: the first three)")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a pass (default: 1)")
     parser.add_argument("--compile", choices=("off", "on", "both"), default="off", help="torch.compile (default: off)")
+    parser.add_argument("--native", choices=("off", "on", "both"), default="off",
+                        help="this project's C++ kernels, for its encoders in bfloat16 and int8 (default: off)")  # fmt: skip
+    parser.add_argument("--memory", choices=("default", "kept", "both"), default="both",
+                        help="whether processes of SAM's and other people's encoders keep freed memory, as optimize() "
+                        "makes them do for this project's (default: both)")  # fmt: skip
     parser.add_argument("--image-size", nargs="+", type=int, metavar="PX",
                         help="sides of the input, for this project's models with random weights (default: the model's "
                         "own)")  # fmt: skip
@@ -105,7 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--runs", type=int, default=5, help="counted passes (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=1, help="uncounted passes before (default: %(default)s)")
+    parser.add_argument(
+        "--warmup", type=int, default=1, help="uncounted passes before, at least 1 (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=Path("out"), metavar="CSV",
                         help="a .csv file, or a folder for one named after device, torch version and threads "
                         "(default: %(default)s)")  # fmt: skip
@@ -121,19 +186,31 @@ def run(args: argparse.Namespace) -> None:
     if args.dtype is None:
         args.dtype = [name for name in PRECISIONS if name != "int8" or device.type == "cpu"]
     for dtype in args.dtype:
-        check_precision(dtype, device)
+        if dtype != AUTOCAST:
+            check_precision(dtype, device)
+    if args.native != "off":
+        build.load()  # compiled once, not by every process
+    for target in args.peer:
+        peer(target)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     environment: dict[str, Any] = {
         "device": device_name(device), "torch": torch.__version__, "threads": torch.get_num_threads()
     }  # fmt: skip
-    cases = build_cases(args, device)
-    if not cases:
-        raise InputError("nothing to measure: give --models or --peer")
-    times = measure([case.call for case in cases], args.runs, args.warmup)
-    memory = [peak_memory(case.call, device) for case in cases]
-    peaks = {dtype: gemm_peak(dtype, device) for dtype in dict.fromkeys(case.dtype for case in cases)}
-    rows = result_rows(cases, times, environment, counted(cases), peaks, memory)
+    wanted = jobs(args, device)
+    if not wanted:
+        raise InputError("nothing to measure: give --models or --peer, and a --dtype that they have")
+    workers, timeable = start(wanted)
+    times = measure([partial(worker.seconds, index) for worker, index in timeable], args.runs, args.warmup - 1)
+    memory = [worker.memory(index) for worker, index in timeable]
+    macs = counted(timeable)
+    for worker in workers:
+        worker.close()
+    cases = [worker.cases[index] for worker, index in timeable]
+    peaks = {
+        dtype: gemm_peak(dtype, device) for dtype in dict.fromkeys(case.dtype for case in cases) if dtype in PRECISIONS
+    }
+    rows = result_rows(cases, times, environment, macs, peaks, memory)
     path = output_path(args.output, device, environment)
     write_csv(path, rows)
     print(f"{environment['device']} ({device.type}), torch {environment['torch']}, {environment['threads']} CPU"

@@ -15,7 +15,7 @@ from ..macs import Macs
 from .cases import Case
 
 COLUMNS = (
-    "model", "keep_ratio", "dtype", "batch", "compiled", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
+    "model", "keep_ratio", "dtype", "batch", "compiled", "native", "memory", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
     "images_per_s", "speedup_vs_first", "speedup_vs_own_1.0", "gmacs", "gmacs_without_attention", "theoretical_speedup",
     "realised_over_theoretical", "gmacs_per_s", "gemm_peak_gmacs_per_s", "share_of_peak", "peak_memory_mb", "image_size",
     "weights",
@@ -64,7 +64,8 @@ def result_rows(
         rate = count.total / own / 1e9 if count else None
         rows.append({
             "model": case.model, "keep_ratio": case.keep_ratio, "dtype": case.dtype, "batch": case.batch,
-            "compiled": "yes" if case.compiled else "no", **environment, "runs": len(own_times),
+            "compiled": "yes" if case.compiled else "no", "native": "yes" if case.native else "no", "memory": case.memory,
+            **environment, "runs": len(own_times),
             "median_s": own, "min_s": min(own_times), "max_s": max(own_times), "images_per_s": case.batch / own,
             "speedup_vs_first": best * case.batch / own, "speedup_vs_own_1.0": realised,
             "gmacs": count.total / 1e9 if count else None,
@@ -79,7 +80,7 @@ def result_rows(
 
 
 def _without_ratio(case: Case) -> tuple:
-    return case.model, case.image_size, case.dtype, case.batch, case.compiled
+    return case.model, case.image_size, case.dtype, case.batch, case.compiled, case.native, case.memory
 
 
 def output_path(output: Path, device: torch.device, environment: dict[str, Any]) -> Path:
@@ -109,7 +110,7 @@ def format_table(rows: Sequence[dict]) -> str:
         own, memory = row["speedup_vs_own_1.0"], row["peak_memory_mb"]
         lines.append((
             row["model"], str(row["image_size"]), f"{row['keep_ratio']:g}",
-            row["dtype"] + (" compiled" if row["compiled"] == "yes" else ""), str(row["batch"]),
+            format_name(row), str(row["batch"]),
             *(f"{1e3 * row[key]:.1f}" for key in ("median_s", "min_s", "max_s")),
             f"{row['speedup_vs_first']:.2f}x", "-" if own is None else f"{own:.2f}x",
             _shown(row["theoretical_speedup"], "{:.2f}x"), _shown(row["realised_over_theoretical"], "{:.2f}"),
@@ -124,39 +125,11 @@ def format_table(rows: Sequence[dict]) -> str:
     return "\n".join(line.rstrip() for line in text)
 
 
+def format_name(row: dict[str, Any]) -> str:
+    """The format of a row in words, such as "int8 native" or "float32, memory not kept"."""
+    words = row["dtype"] + " native" * (row["native"] == "yes") + " compiled" * (row["compiled"] == "yes")
+    return words + ", memory not kept" * (row["memory"] == "default")
+
+
 def _shown(value: float | None, pattern: str) -> str:
     return "-" if value is None else pattern.format(value)
-
-
-def plot(path: Path, rows: Sequence[dict]) -> None:
-    """Time against keep_ratio, a line for each model and format, dashed what its products alone would give."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
-    lines: dict[tuple, list[dict]] = {}
-    for row in rows:
-        lines.setdefault((row["model"], row["image_size"], row["dtype"], row["batch"], row["compiled"]), []).append(row)
-    for (model, size, dtype, batch, compiled), own in lines.items():
-        own.sort(key=lambda row: row["keep_ratio"])
-        ratios, medians = [row["keep_ratio"] for row in own], [1e3 * row["median_s"] for row in own]
-        errors = [
-            [1e3 * (row["median_s"] - row["min_s"]) for row in own],
-            [1e3 * (row["max_s"] - row["median_s"]) for row in own],
-        ]
-        label = (
-            f"{model} {size} px {dtype}{' compiled' if compiled == 'yes' else ''}{f' x {batch}' if batch > 1 else ''}"
-        )
-        line = axes.errorbar(ratios, medians, errors, marker="o", capsize=3, linewidth=1.2, label=label)
-        if len(own) > 1 and all(row["theoretical_speedup"] for row in own):
-            theory = [medians[-1] * own[-1]["theoretical_speedup"] / row["theoretical_speedup"] for row in own]
-            axes.plot(ratios, theory, "--", color=line[0].get_color(), linewidth=1)
-    axes.set(xlabel="keep_ratio", ylabel="median ms of one pass (bars: min to max)", ylim=(0, None))
-    axes.set_title("encoder time; dashed: the counted products at the speed of the highest keep_ratio", fontsize=9)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

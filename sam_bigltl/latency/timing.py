@@ -6,6 +6,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,21 +24,24 @@ _SHAPES = {"cpu": ((1024, 768, 3072), (4096, 768, 3072), (2048, 2048, 2048)), "c
 _STATUS = Path("/proc/self/status")
 
 
-def measure(
-    calls: Sequence[Callable[[], Any]], runs: int, warmup: int, clock: Callable[[], float] = time.perf_counter
-) -> list[list[float]]:
-    """Time `calls` in turns: `warmup` uncounted passes over all of them, then `runs` counted ones.
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    Returns for each call its `runs` times, in the clock's unit (seconds).
+
+def measure(calls: Sequence[Callable[[], float]], runs: int, warmup: int) -> list[list[float]]:
+    """Make `calls`, which return the seconds they took, in turns: `warmup` uncounted rounds, then `runs` counted ones.
+
+    Returns the counted seconds of each call.
     """
     times: list[list[float]] = [[] for _ in calls]
     for index in tqdm(range(warmup + runs), desc="passes over all cases", unit="pass", disable=None):
         for call, own_times in zip(calls, times):
-            start = clock()
-            call()
-            elapsed = clock() - start
+            seconds = call()
             if index >= warmup:
-                own_times.append(elapsed)
+                own_times.append(seconds)
     return times
 
 
@@ -50,9 +54,10 @@ def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
         with torch.inference_mode():
             if dtype == "int8":
                 packed, (levels, scale) = Int8Linear(layer), quantize_activation(x)
-                times = measure([lambda: qlinear(packed, levels, scale)], runs, 2)[0]
+                product = partial(qlinear, packed, levels, scale)
             else:
-                times = measure([lambda: (layer(x), synchronize(device))], runs, 2)[0]
+                product = partial(layer, x)
+            times = [timed(lambda: (product(), synchronize(device))) for _ in range(2 + runs)][2:]
         best = max(best, rows * inner * outer / median(times) / 1e9)
     return best
 

@@ -27,7 +27,7 @@ from ..evaluation.datasets import CocoImage, check_image_files, load_coco
 from ..evaluation.prompts import in_frame
 from ..evaluation.runner import Plan, evaluate, summary_rows
 from ..images import read_image
-from ..latency.timing import measure
+from ..latency.timing import measure, timed
 from ..predictor import SamPredictor
 from ..warm_start import warm_start
 from . import ablations
@@ -272,7 +272,9 @@ def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15
         encoder(image)
 
     with torch.inference_mode():
-        times = measure([partial(encode, encoder, ratio) for _, ratio, encoder in models], runs, warmup=2)
+        times = measure(
+            [partial(timed, partial(encode, encoder, ratio)) for _, ratio, encoder in models], runs, warmup=2
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)

@@ -1,0 +1,1 @@
+"""C++ kernels for CPUs with AVX512-BF16: compiled on the user's machine, once, when `optimize(native=True)` asks for them."""
