@@ -58,6 +58,16 @@ class Job:
         words = [self.model.rpartition(":")[2] if self.is_peer else self.model, self.dtype]
         return " ".join(words + ["native"] * self.native + ["compiled"] * self.compiled)
 
+    def cases(self) -> list[Case]:
+        """Build the encoder and list its cases.
+
+        Encoders that compute every token (SAM's own, other people's, dense ones) are listed at keep_ratio 1.0 only.
+        """
+        if self.is_peer:
+            return encoder_cases(*peer(self.model), self, "its own")
+        sam, weights = build(self.model, self.image_size, self.checkpoint)
+        return encoder_cases(self.model, sam.image_encoder, self, weights)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -87,21 +97,6 @@ class Case:
 def is_ours(name: str) -> bool:
     """Whether `name` is a model of this project's registry."""
     return name in sam_model_registry
-
-
-def job_cases(job: Job) -> list[Case]:
-    """Build the encoder of a job and list its cases.
-
-    Encoders that compute every token (SAM's own, other people's, dense ones) are listed at keep_ratio 1.0 only.
-    """
-    if job.is_peer:
-        name, encoder = peer(job.model)
-        weights = "its own"
-    else:
-        name = job.model
-        sam, weights = build(name, job.image_size, job.checkpoint)
-        encoder = sam.image_encoder
-    return encoder_cases(name, encoder, job, weights)
 
 
 def encoder_cases(name: str, encoder: nn.Module, job: Job, weights: str = "random") -> list[Case]:

@@ -87,8 +87,13 @@ def output_path(output: Path, device: torch.device, environment: dict[str, Any])
     """`output` itself if it ends in .csv; else a file in that folder, named after device, torch version and threads."""
     if output.suffix == ".csv":
         return output
+    return output / f"latency_{file_words(device, environment)}.csv"
+
+
+def file_words(device: torch.device, environment: dict[str, Any]) -> str:
+    """Device, torch version and threads as part of a file name."""
     words = f"{device.type} {environment['device']} torch{environment['torch']} {environment['threads']}threads"
-    return output / f"latency_{re.sub(r'[^a-z0-9.]+', '-', words.lower()).strip('-')}.csv"
+    return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:

@@ -13,17 +13,16 @@ import torch
 from ..errors import InputError
 from ..macs import Macs, count_macs
 from ..memory import keep_freed_memory
-from .cases import Case, Job, job_cases
 from .timing import peak_memory, timed
 
 
 class Worker:
-    """The cases of a job, in a process that lives until `close`.
+    """The cases of a job (what its `cases()` returns), in a process that lives until `close`.
 
     Raises InputError where the encoder cannot be built.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Any) -> None:
         self.job = job
         # Not forked: OpenMP does not survive that.
         context = multiprocessing.get_context("spawn")
@@ -31,7 +30,7 @@ class Worker:
         self._process = context.Process(target=_serve, args=(job, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.cases: list[Case] = self._answer()
+        self.cases: list[Any] = self._answer()
 
     def _ask(self, what: str, index: int) -> Any:
         self._pipe.send((what, index))
@@ -50,6 +49,10 @@ class Worker:
         """One pass of a case, timed in its process."""
         return self._ask("seconds", index)
 
+    def result(self, index: int) -> Any:
+        """What a case returns."""
+        return self._ask("result", index)
+
     def memory(self, index: int) -> int | None:
         """`peak_memory` of a case."""
         return self._ask("memory", index)
@@ -66,7 +69,7 @@ class Worker:
             self._process.kill()
 
 
-def _serve(job: Job, pipe: Connection) -> None:
+def _serve(job: Any, pipe: Connection) -> None:
     def answered(function: Callable[[], Any]) -> None:
         try:
             answer = True, function()
@@ -81,11 +84,11 @@ def _serve(job: Job, pipe: Connection) -> None:
         torch.set_num_threads(job.threads)
     if job.keep_memory:
         keep_freed_memory()
-    cases: list[Case] = []
-    answered(lambda: cases.extend(job_cases(job)) or [replace(case, call=None) for case in cases])
+    cases: list[Any] = []
+    answered(lambda: cases.extend(job.cases()) or [replace(case, call=None) for case in cases])
     device = torch.device(job.device)
     actions: dict[str, Callable[[Callable], Any]] = {
-        "seconds": timed, "memory": lambda call: peak_memory(call, device), "macs": count_macs
+        "seconds": timed, "result": lambda call: call(), "memory": lambda call: peak_memory(call, device), "macs": count_macs
     }  # fmt: skip
     while True:
         try:
