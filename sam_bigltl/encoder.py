@@ -265,7 +265,7 @@ class BigLittleEncoder(nn.Module):
         """Everything after patch and position embedding: (B, gh, gw, C) -> (B, out_chans, gh, gw)."""
         batch, gh, gw, dim = tokens.shape
         big = self._geometry((gh, gw), self.config.window, tokens.device)
-        x = tokens.reshape(batch, gh * gw, dim)
+        x = tokens.reshape(batch, gh * gw, dim).contiguous()  # a convolution leaves channels first
         route = []
         for index, (stage, layers) in enumerate(self.config.groups):
             ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
@@ -298,6 +298,8 @@ class BigLittleEncoder(nn.Module):
             little = self._run(self.little_blocks[layer], little, small)
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         estimate = x + transition.up(little)
+        if self.taps is None and not torch.is_grad_enabled():
+            return selection.scatter_(estimate, selected), RouteGroup(tuple(layers), indices, scores)
         x = selection.scatter(estimate, selected)
         if self.taps is not None:
             self.taps.layers[layers[-1]] = x

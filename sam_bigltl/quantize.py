@@ -84,7 +84,7 @@ class Int8MLP(nn.Module):
 
 
 def quantize_encoder(encoder: BigLittleEncoder) -> BigLittleEncoder:
-    """Make an encoder's blocks int8 and the rest bfloat16, in place; for inference on CPU only.
+    """Make the large linear layers of an encoder int8 and the rest bfloat16, in place; for inference on CPU only.
 
     Returns the encoder itself. Raises InputError if this torch has no int8 kernels.
     """
@@ -102,6 +102,8 @@ def quantize_encoder(encoder: BigLittleEncoder) -> BigLittleEncoder:
         packed += [
             (block, name, nn.Identity()) for name, child in block.named_children() if isinstance(child, nn.LayerNorm)
         ]
+    for transition in getattr(encoder, "transitions", []):
+        packed.append((transition, "up", Int8Linear(transition.up)))  # not `down`: the router sees every rounding of it
     encoder.eval().requires_grad_(False).to(torch.bfloat16)
     for parent, name, layer in packed:
         setattr(parent, name, layer)
