@@ -124,7 +124,8 @@ class SemiCrossAttention(nn.Module):
     Args:
         dim: big width C.
         num_heads: heads.
-        table_size: tokens a side that the relative positions cover (the window, or the whole grid).
+        table_size: tokens a side that the relative positions cover (the window, or the whole grid); 0 for none, which
+            is for global attention only.
         window: window side in tokens; 0 attends to the whole image.
         little_dim: little width C_E; 0 for a dense model, which has no little stream.
     """
@@ -137,8 +138,9 @@ class SemiCrossAttention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads))
+        for name in ("rel_pos_h", "rel_pos_w"):
+            table = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads)) if table_size else None
+            self.register_parameter(name, table)
         if little_dim:
             self.kv_little = nn.Linear(little_dim, 2 * dim)
 
@@ -157,10 +159,14 @@ class SemiCrossAttention(nn.Module):
             rows, columns = geometry.grid
         b, n, _ = qkv.shape  # windows or images
         q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (b, h, n, d)
-        on_grid = q.reshape(b, self.num_heads, rows, columns, -1)
-        rel_h = relative_logits_grid(on_grid, self.rel_pos_h, 0).flatten(2, 3)  # (b, h, n, rows)
-        rel_w = relative_logits_grid(on_grid, self.rel_pos_w, 1).flatten(2, 3)
-        out = attend(q, k, v, rel_h, rel_w, self.scale).transpose(1, 2).reshape(b, n, -1)
+        if self.rel_pos_h is None:
+            out = F.scaled_dot_product_attention(q, k, v)
+        else:
+            on_grid = q.reshape(b, self.num_heads, rows, columns, -1)
+            rel_h = relative_logits_grid(on_grid, self.rel_pos_h, 0).flatten(2, 3)  # (b, h, n, rows)
+            rel_w = relative_logits_grid(on_grid, self.rel_pos_w, 1).flatten(2, 3)
+            out = attend(q, k, v, rel_h, rel_w, self.scale)
+        out = out.transpose(1, 2).reshape(b, n, -1)
         if self.window:
             out = geometry.from_windows(out, x.shape[0])
         return self.proj(out)
@@ -195,15 +201,19 @@ class SemiCrossAttention(nn.Module):
         else:
             q = self._heads(q)
             k, v = self._heads(kv[..., :dim]), self._heads(kv[..., dim:])
-            rel_h = relative_logits(q, self.rel_pos_h, selection.rows, geometry.grid[0])
-            rel_w = relative_logits(q, self.rel_pos_w, selection.columns, geometry.grid[1])
-            out = attend(q, k, v, rel_h, rel_w, self.scale).transpose(1, 2).reshape(batch, num_selected, dim)
+            if self.rel_pos_h is None:
+                out = F.scaled_dot_product_attention(q, k, v)
+            else:
+                rel_h = relative_logits(q, self.rel_pos_h, selection.rows, geometry.grid[0])
+                rel_w = relative_logits(q, self.rel_pos_w, selection.columns, geometry.grid[1])
+                out = attend(q, k, v, rel_h, rel_w, self.scale)
+            out = out.transpose(1, 2).reshape(batch, num_selected, dim)
         return self.proj(out)
 
     def _native(self, qkv: Tensor, rest: Tensor, layout: Ragged) -> Tensor:
         """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C) -> (Q, C)"""
         dim = qkv.shape[-1] // 3
-        tables = self.rel_pos_h, self.rel_pos_w
+        tables = None if self.rel_pos_h is None else (self.rel_pos_h, self.rel_pos_w)
         return ops.attend(
             qkv[:, :dim], qkv[:, dim:], rest, self.qkv.bias[dim:], layout, tables, self.num_heads
         )  # fmt: skip
@@ -275,10 +285,10 @@ class WindowAttention(nn.Module):
         """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""
         dim = x.shape[-1]
         qkv = self.qkv(x)  # (B, N, 3 C_E)
-        if self.native and ops.usable(qkv, self.num_heads, geometry.window):
+        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
             flat = qkv.flatten(0, 1)
             q, kv = flat[:, :dim], flat[:, dim:]
-            layout = all_tokens(geometry, x.shape[0], whole=False)
+            layout = all_tokens(geometry, x.shape[0], whole=geometry.whole)
             out = ops.attend(q, kv, kv[:0], self.qkv.bias[dim:], layout, None, self.num_heads)
             return self.proj(out.view_as(x))
         qkv = geometry.to_windows(qkv, self.qkv.bias)  # (B * windows, w * w, 3 C_E)

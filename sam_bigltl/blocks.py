@@ -12,6 +12,24 @@ from .routing import Geometry, Selection
 GAMMA_INIT = 1e-4  # the paper's Algorithm 1
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, each image loses x with probability `rate`.
+
+    Not torchvision's, whose usage counter breaks the graph of torch.compile.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, n, c), scaled so that its mean stays"""
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
 class PBlock(nn.Module):
     """SAM's encoder block, which can also run on selected tokens only.
 
@@ -21,16 +39,25 @@ class PBlock(nn.Module):
         mlp_ratio: hidden width of the MLP over C.
         table_size, window: see `SemiCrossAttention`.
         little_dim: little width C_E; 0 for a dense model.
+        drop_path: how often training skips what one half of the block adds, per image (stochastic depth).
     """
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, table_size: int, window: int, little_dim: int
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        table_size: int,
+        window: int,
+        little_dim: int,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = SemiCrossAttention(dim, num_heads, table_size, window, little_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=round(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
         if little_dim:
             self.norm_little = nn.LayerNorm(little_dim, eps=1e-6)
             self.up = nn.Linear(little_dim, dim)
@@ -38,8 +65,8 @@ class PBlock(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """All tokens, x (B, N, C) -> (B, N, C): the block of the dense model."""
-        x = x + self.attn(self.norm1(x), geometry)
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x), geometry))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def routed(
         self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry, gate: Tensor | None
@@ -50,10 +77,10 @@ class PBlock(nn.Module):
             little: little stream of all tokens before this layer's E-block, (B, N, C_E).
             gate: factor on what the block adds, (B, K, 1), or None outside training.
         """
-        added = self.attn.routed(self.norm1(x), self.norm_little(little), selection, geometry)
+        added = self.drop_path(self.attn.routed(self.norm1(x), self.norm_little(little), selection, geometry))
         x = x + (added if gate is None else gate * added)
         x = x + self.gamma * self.up(selection.gather(little))
-        added = self.mlp(self.norm2(x))
+        added = self.drop_path(self.mlp(self.norm2(x)))
         return x + (added if gate is None else gate * added)
 
 

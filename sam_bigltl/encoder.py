@@ -1,31 +1,23 @@
 """The big.LITTLE image encoder: SAM's ViT in which only the most important tokens pay for the big blocks.
 
-arXiv 2410.10267, applied to the image encoder of Segment Anything (arXiv 2304.02643). The layers are grouped; each
-group starts by projecting the C-wide tokens to the little width, selects K tokens from that little stream, runs its
-P-blocks on them and its E-blocks on all tokens, and ends by writing both back to C-wide tokens.
+arXiv 2410.10267, applied to the image encoder of Segment Anything (arXiv 2304.02643). Its layers run in
+`sam_bigltl.trunk`; here are what comes before them, what comes after, and the windows.
 
 Shapes: B images, N = gh * gw tokens, C big width, C_E little width, K = round(keep_ratio * N).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .blocks import EBlock, PBlock
 from .errors import InputError
-from .memory import keep_freed_memory
-from .native import build
-from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
+from .routing import Geometry, Route
 from .stem import ConvStem, PatchProjection
-
-KeepRatio = float | Sequence[float] | str
+from .trunk import Trunk, init_layers
 
 
 @dataclass(frozen=True)
@@ -90,32 +82,7 @@ class EncoderConfig:
         return groups
 
 
-@dataclass
-class Taps:
-    """What a forward pass leaves for distillation in the `taps` of an encoder, by layer.
-
-    Attributes:
-        layers: C-wide tokens (B, N, C) after a layer: after every layer that ran on all tokens, else after the last of
-            those that shared a selection.
-        little: after the last layer that shared a selection, the little path's estimate of these tokens (B, N, C) and
-            the router's scores (B, N).
-    """
-
-    layers: dict[int, Tensor] = field(default_factory=dict)
-    little: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-
-class Transition(nn.Module):
-    """What one group of layers adds to the blocks: into the little stream, the router, and back to C-wide tokens."""
-
-    def __init__(self, dim: int, little_dim: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(dim, little_dim)
-        self.router = Router(little_dim)
-        self.up = nn.Linear(little_dim, dim)
-
-
-class BigLittleEncoder(nn.Module):
+class BigLittleEncoder(Trunk):
     """Drop-in for `segment_anything`'s ImageEncoderViT, with its parameter names for everything big.
 
     `keep_ratio` is the run-time setting: a float in (0, 1] (the share of tokens on the big path), a sequence with one
@@ -126,110 +93,26 @@ class BigLittleEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.config = config
+        self._set_up(config)
         self.img_size = config.img_size
         self.patch_size = config.patch_size
-        side, dim, little = config.side, config.dim, config.little_dim
+        side, dim = config.side, config.dim
         if config.stem:
             self.patch_embed = ConvStem(config.stem, dim)
         else:
             patch = (config.patch_size, config.patch_size)
             self.patch_embed = PatchProjection(kernel_size=patch, stride=patch, embed_dim=dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, dim))
-        self.blocks = nn.ModuleList()
-        for layer in range(config.depth):
-            window = 0 if layer in config.global_layers else config.window
-            self.blocks.append(PBlock(dim, config.num_heads, config.mlp_ratio, window or side, window, little))
+        windows = [0 if layer in config.global_layers else config.window for layer in range(config.depth)]
+        self._add_blocks(lambda layer: (windows[layer] or side, windows[layer]))
         self.neck = nn.Sequential(
             nn.Conv2d(dim, config.out_chans, kernel_size=1, bias=False),
             LayerNorm2d(config.out_chans),
             nn.Conv2d(config.out_chans, config.out_chans, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(config.out_chans),
         )
-        if little:
-            self.little_blocks = nn.ModuleList(
-                EBlock(little, config.little_heads, config.mlp_ratio) for _ in range(config.depth)
-            )
-            self.transitions = nn.ModuleList(Transition(dim, little) for _ in config.groups)
-        self.auto_mass = 0.9
-        self.last_route: Route | None = None
-        self.taps: Taps | None = None
-        self.gradient_checkpointing = False
-        self._keep_ratio: KeepRatio = 1.0
+        self._add_little_path()
         self._geometries: dict[tuple, Geometry] = {}
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the model has no little path."""
-        return self.config.little_dim == 0
-
-    @property
-    def keep_ratio(self) -> KeepRatio:
-        """Share of the tokens on the big path: float, tuple with one float a stage, or "auto"."""
-        return self._keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, value: KeepRatio) -> None:
-        self._keep_ratio = self._checked(value)
-
-    def optimize(self, dtype: str = "bfloat16", compile: bool = False, native: bool = False) -> BigLittleEncoder:
-        """Make inference faster, in place, with the same calls after it; returns the encoder.
-
-        The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
-
-        Args:
-            dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
-            compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio` at
-                its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto" stays
-                as it is. Not for int8.
-            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and int8
-                on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
-
-        Raises:
-            InputError: a dtype that there is not, or what cannot run on this machine.
-        """
-        from .precision import set_precision  # which imports this module
-
-        if compile and dtype == "int8":
-            raise InputError("int8 layers cannot be compiled: choose dtype='bfloat16' or compile=False")
-        if native:
-            if dtype == "float32" or self.pos_embed.device.type != "cpu":
-                raise InputError(
-                    "native kernels compute in bfloat16 and int8 on the CPU: choose one of them (--dtype) or leave native out"
-                )
-            build.load()
-        set_precision(self, dtype)
-        for module in self.modules():
-            if hasattr(module, "native"):
-                module.native = native
-        keep_freed_memory()
-        if compile:
-            # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-            for window in {
-                self.config.window,
-                self.config.little_window,
-            }:  # made during a call, they would cost a graph
-                self._geometry((self.config.side, self.config.side), window, self.pos_embed.device)
-            self.compile(dynamic=False)
-        return self
-
-    def _checked(self, value: KeepRatio) -> KeepRatio:
-        if isinstance(value, str):
-            if value != "auto":
-                raise InputError(f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not {value!r}")
-        elif isinstance(value, Sequence):
-            if len(value) != len(self.config.stages):
-                stages = len(self.config.stages)
-                raise InputError(f"keep_ratio has {len(value)} values, but the encoder has {stages} stages")
-            value = tuple(self._checked(float(v)) for v in value)
-        else:
-            value = float(value)
-            if not 0.0 < value <= 1.0:
-                raise InputError(f"keep_ratio is in (0, 1], not {value:g}")
-        if self.is_dense and value != 1.0:
-            raise InputError("this model is dense: it has no little path, and keep_ratio can only be 1.0")
-        return value
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -266,58 +149,14 @@ class BigLittleEncoder(nn.Module):
         batch, gh, gw, dim = tokens.shape
         big = self._geometry((gh, gw), self.config.window, tokens.device)
         x = tokens.reshape(batch, gh * gw, dim).contiguous()  # a convolution leaves channels first
-        route = []
-        for index, (stage, layers) in enumerate(self.config.groups):
-            ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
-            if ratio == 1.0:
-                for layer in layers:
-                    x = self._run(self.blocks[layer], x, big)
-                    if self.taps is not None:
-                        self.taps.layers[layer] = x
-                every = torch.arange(gh * gw, device=x.device).expand(batch, -1)
-                route.append(RouteGroup(tuple(layers), every, None))
-            else:
-                x, group = self._run_group(x, self.transitions[index], layers, ratio, big)
-                route.append(group)
-        self.last_route = Route((gh, gw), tuple(route))
+        x, route = self._run_layers(x, big, self._geometry((gh, gw), self.config.little_window, tokens.device))
+        self.last_route = Route((gh, gw), route)
         return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
 
-    def _run_group(
-        self, x: Tensor, transition: Transition, layers: range, ratio: float | str, big: Geometry
-    ) -> tuple[Tensor, RouteGroup]:
-        """x (B, N, C) -> (B, N, C), and what was selected."""
-        little = transition.down(x)  # (B, N, C_E)
-        scores = transition.router(little)  # (B, N)
-        indices = top_tokens(scores.detach(), self._count(scores, ratio))
-        selection = Selection(indices, big)
-        gate = straight_through_gate(scores, selection) if torch.is_grad_enabled() else None
-        small = self._geometry(big.grid, self.config.little_window, x.device)
-        selected = selection.gather(x)  # (B, K, C)
-        for layer in layers:
-            selected = self._run(self.blocks[layer].routed, selected, little, selection, big, gate)
-            little = self._run(self.little_blocks[layer], little, small)
-        # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
-        estimate = x + transition.up(little)
-        if self.taps is None and not torch.is_grad_enabled():
-            return selection.scatter_(estimate, selected), RouteGroup(tuple(layers), indices, scores)
-        x = selection.scatter(estimate, selected)
-        if self.taps is not None:
-            self.taps.layers[layers[-1]] = x
-            self.taps.little[layers[-1]] = (estimate, scores)
-        return x, RouteGroup(tuple(layers), indices, scores.detach())
-
-    def _run(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
-        """A block; with `gradient_checkpointing` it is computed again in the backward pass instead of stored."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def _count(self, scores: Tensor, ratio: float | str) -> int:
-        tokens = scores.shape[1]
-        if ratio != "auto":
-            return min(tokens, max(1, round(ratio * tokens)))
-        mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
-        return min(tokens, int((mass < self.auto_mass).sum()) + 1)
+    def _prepare(self) -> None:
+        side = self.config.side
+        for window in {self.config.window, self.config.little_window}:
+            self._geometry((side, side), window, self.pos_embed.device)
 
     def _geometry(self, grid: tuple[int, int], window: int, device: torch.device) -> Geometry:
         key = (grid, window, device)
@@ -332,14 +171,5 @@ class BigLittleEncoder(nn.Module):
 
 def init_weights(encoder: BigLittleEncoder) -> None:
     """Initialise an encoder that starts from nothing, in place (truncated normal 0.02 as in ViT, zero biases)."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * math.prod(module.kernel_size)
-            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    init_layers(encoder)
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .encoder import BigLittleEncoder
+from .trunk import Trunk
 from .errors import InputError
 from .quantize import quantize_encoder
 
@@ -27,7 +27,7 @@ def set_precision(encoder: nn.Module, name: str) -> nn.Module:
     int8 is for inference, for this project's encoders, and cannot be undone. Raises InputError.
     """
     if name == "int8":
-        if not isinstance(encoder, BigLittleEncoder):
+        if not isinstance(encoder, Trunk):
             raise InputError("int8 is for this project's encoders only: convert the model first")
         check_precision(name, encoder.pos_embed.device)
         return quantize_encoder(encoder)

@@ -11,7 +11,7 @@ import torch
 from segment_anything.modeling.common import MLPBlock
 from torch import Tensor, nn
 
-from .encoder import BigLittleEncoder
+from .trunk import Trunk
 from .errors import InputError
 from .native import ops
 
@@ -83,7 +83,7 @@ class Int8MLP(nn.Module):
         return self.lin2(self.lin1(x))
 
 
-def quantize_encoder(encoder: BigLittleEncoder) -> BigLittleEncoder:
+def quantize_encoder(encoder: Trunk) -> Trunk:
     """Make the large linear layers of an encoder int8 and the rest bfloat16, in place; for inference on CPU only.
 
     Returns the encoder itself. Raises InputError if this torch has no int8 kernels.

@@ -12,11 +12,15 @@ from torch.nn import functional as F
 class Geometry:
     """A token grid cut into windows of one size, with the index maps between both orders.
 
+    `whole` says that there is one window, which is everything (`SequenceGeometry`).
+
     Args:
         grid: (rows, columns) of tokens.
         window: window side in tokens; windows at the right and bottom edge are padded, as SAM pads them.
         device: where the index maps live.
     """
+
+    whole = False
 
     def __init__(self, grid: tuple[int, int], window: int, device: torch.device | str) -> None:
         self.grid = grid
@@ -56,6 +60,26 @@ class Geometry:
         (gh, gw), w = self.grid, self.window
         x = x.view(batch, gh // w, gw // w, w, w, channels).transpose(2, 3)
         return x.reshape(batch, gh * gw, channels)
+
+
+class SequenceGeometry(Geometry):
+    """Tokens in a row, such as a class token and patches, which all see each other."""
+
+    whole = True
+
+    def __init__(self, tokens: int, device: torch.device | str) -> None:
+        self.grid = (1, tokens)
+        self.columns = torch.arange(tokens, device=device)
+        self.rows = torch.zeros_like(self.columns)
+        self.layouts = {}
+
+    def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
+        """x (B, N, c) as it is"""
+        return x
+
+    def from_windows(self, x: Tensor, batch: int) -> Tensor:
+        """x (B, N, c) as it is"""
+        return x
 
 
 @dataclass(frozen=True)
@@ -297,12 +321,12 @@ class Router(nn.Module):
         return (little.float() * self.score.weight.float()).sum(dim=-1).softmax(dim=1)
 
 
-def straight_through_gate(scores: Tensor, selection: Selection) -> Tensor:
+def straight_through_gate(scores: Tensor, indices: Tensor) -> Tensor:
     """A gate of value 1 whose gradient reaches the router, (B, K, 1).
 
     It is the logarithm of the score that the gradient sees: its slope is 1 in the router's logit, whatever the score. A
     gate on the score itself feeds back: the more important a token, the steeper, until the gradient explodes (measured
     in docs/design_notes.md).
     """
-    chosen = scores.gather(1, selection.indices).clamp(min=torch.finfo(scores.dtype).tiny).log()
+    chosen = scores.gather(1, indices).clamp(min=torch.finfo(scores.dtype).tiny).log()
     return (1 + (chosen - chosen.detach()))[..., None]

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .blocks import PBlock
-from .encoder import BigLittleEncoder, Transition
+from .encoder import BigLittleEncoder
+from .trunk import Transition
 from .routing import Geometry
 
 RIDGE = 1e-4  # of the mean squared feature

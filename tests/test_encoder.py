@@ -88,8 +88,9 @@ def test_everything_selected_by_routing_equals_dense_up_to_gamma(shape):
     tokens = (encoder.patch_embed(x) + encoder.pos_embed).flatten(1, 2)
     grid = (encoder.config.side,) * 2
     big = encoder._geometry(grid, encoder.config.window, x.device)
+    small = encoder._geometry(grid, encoder.config.little_window, x.device)
     for transition, (_, layers) in zip(encoder.transitions, encoder.config.groups):
-        routed, group = encoder._run_group(tokens, transition, layers, 1.0, big)
+        routed, group = encoder._run_group(tokens, transition, layers, 1.0, big, small)
         assert group.indices.shape[1] == grid[0] * grid[1]
         for layer in layers:
             tokens = encoder.blocks[layer](tokens, big)
@@ -169,12 +170,13 @@ def test_the_router_decides():
 def test_unselected_tokens_change_by_the_little_stream_only():
     encoder = our_encoder()
     geometry = encoder._geometry((10, 10), 4, torch.device("cpu"))
+    small = encoder._geometry((10, 10), 5, torch.device("cpu"))
     x = torch.randn(1, 100, 32, generator=torch.Generator().manual_seed(0))
     transition = encoder.transitions[0]
-    after, group = encoder._run_group(x, transition, range(0, 2), 0.3, geometry)
+    after, group = encoder._run_group(x, transition, range(0, 2), 0.3, geometry, small)
     little = transition.down(x)
     for layer in range(2):
-        little = encoder.little_blocks[layer](little, encoder._geometry((10, 10), 5, torch.device("cpu")))
+        little = encoder.little_blocks[layer](little, small)
     rest = torch.ones(100, dtype=torch.bool)
     rest[group.indices[0]] = False
     torch.testing.assert_close(after[0, rest], (x + transition.up(little))[0, rest])
@@ -288,10 +290,10 @@ def test_the_gate_leaves_the_value_untouched():
 
 def test_the_gate_is_as_steep_for_every_token():
     logits = torch.tensor([[6.0, 0.0, -1.0, -60.0, 1.0]], requires_grad=True)
-    selection = Selection(torch.tensor([[0, 2, 3]]), Geometry((1, 5), 5, "cpu"))
+    indices = torch.tensor([[0, 2, 3]])
     pull = torch.tensor([0.5, -2.0, 3.0])
     scores = logits.softmax(dim=1)
-    (straight_through_gate(scores, selection)[0, :, 0] * pull).sum().backward()
+    (straight_through_gate(scores, indices)[0, :, 0] * pull).sum().backward()
     expected = -scores[0].detach() * pull.sum()  # of log softmax, by hand
     expected[[0, 2, 3]] += pull
     assert torch.allclose(logits.grad[0], expected, atol=1e-5)

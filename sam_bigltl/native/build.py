@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 @functools.cache
 def load() -> ctypes.CDLL:
     """The compiled kernels. Raises InputError with the reason where this machine cannot have them."""
-    if not torch.cpu._is_avx512_bf16_supported():
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         raise InputError("native kernels need a processor with AVX512-BF16: leave native (--native) out")
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:

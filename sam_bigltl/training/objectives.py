@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from ..decode import BACKGROUND, FOREGROUND, NOT_A_POINT, decode, embed_prompts
-from ..encoder import Taps
+from ..trunk import Taps
 from .engine import Batch
 from .losses import embedding_loss, relative_error, router_loss, teacher_mask_loss
 
