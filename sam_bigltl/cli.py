@@ -20,6 +20,10 @@ COMMANDS = {
 }
 
 
+# A task of a command: another module in its place.
+TASKS = {("train", "classify"): "training.classify_cli"}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Bad input ends with one line and exit code 2."""
     argv = _join_negative(list(sys.argv[1:] if argv is None else argv))
@@ -33,10 +37,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, add, _, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == asked:
+            module = TASKS.get((name, _value(argv, "--task")), module)
             getattr(importlib.import_module(f"sam_bigltl.{module}"), add)(command)
     args = parser.parse_args(argv)
     module, _, run, _ = COMMANDS[args.command]
+    module = TASKS.get((args.command, getattr(args, "task", None)), module)
     run_cli(f"sam-bigltl {args.command}", getattr(importlib.import_module(f"sam_bigltl.{module}"), run), args)
+
+
+def _value(argv: Sequence[str], option: str) -> str | None:
+    """What follows `option`, or what it is set to with =."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word == option or word.startswith(option + "="):
+            return following if word == option else word[len(option) + 1 :]
+    return None
 
 
 def _join_negative(argv: list[str]) -> list[str]:

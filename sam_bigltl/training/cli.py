@@ -59,6 +59,9 @@ _HELP = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
+    parser.add_argument(
+        "--task", choices=["masks", "classify"], help="what to train: see `train --task classify --help` (masks)"
+    )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--data", type=Path, required=True, metavar="JSON", help="masks to train on, COCO format")

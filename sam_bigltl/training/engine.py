@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..trunk import Trunk
 from .config import FREE, LoopConfig
 from .interrupts import interrupt_flag
 from .optimizers import learning_rate, make_optimizers
@@ -35,7 +35,7 @@ class Loop(ABC):
     """A run in a folder: `state.pt` to resume from, `log.csv`, and `val.csv` where it validates.
 
     Args:
-        sam: the model to train, on its device.
+        sam: the model to train, on its device: a Sam, or what a subclass trains instead.
         forward: from a batch to a dict of scalars, of which "loss" is minimised and the others are logged; the mean over
             the batch's images each, so that processes and micro-batches average to the whole.
         output: folder of the run.
@@ -44,7 +44,7 @@ class Loop(ABC):
 
     def __init__(
         self,
-        sam: Sam,
+        sam: nn.Module,
         forward: nn.Module,
         config: LoopConfig,
         output: Path,
@@ -55,20 +55,30 @@ class Loop(ABC):
         self.step = 0
         self.seconds = 0.0
         self.window: list[dict[str, float]] = []  # figures of the steps since the last row of log.csv
+        self.device = next(sam.parameters()).device
         self.accelerator = Accelerator(
-            cpu=sam.device.type == "cpu",
+            cpu=self.device.type == "cpu",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # at 1.0 the little path
         )
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {output}: {error.strerror}") from None
-        self.optimizers = make_optimizers(sam, config)
+        self.optimizers = self.make_optimizers()
         self.average = {name: value.detach().clone() for name, value in sam.state_dict().items()}
 
     @abstractmethod
     def micro_batches(self) -> Iterator[list[Batch]]:
         """This process's share of every step from `self.step` on, cut into equal parts whose gradients add up."""
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers, which share the schedule of `config`."""
+        return make_optimizers(self.sam, self.config)
+
+    @property
+    def routed(self) -> Trunk:
+        """What the keep ratio of a step is set on."""
+        return self.sam.image_encoder
 
     def extra_state(self) -> dict[str, Any]:
         """What else a continuation needs; called on every process."""
@@ -132,7 +142,7 @@ class Loop(ABC):
             self.sam.load_state_dict(state["model"])
         except RuntimeError:
             raise InputError(f"{self.output} holds the run of another --model") from None
-        self.average = {name: value.to(self.sam.device) for name, value in state["average"].items()}
+        self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         self.step, self.seconds, self.window = state["step"], state["seconds"], state.get("window", [])
@@ -145,7 +155,7 @@ class Loop(ABC):
 
     def run(self) -> None:
         """Train to the last step, saving on the way. An interrupt ends it after the step under way, saved."""
-        config, device = self.config, self.sam.device
+        config, device = self.config, self.device
         torch.set_flush_denormal(True)  # denormals in young weights slow a CPU down several times
         forward = torch.compile(self.forward, dynamic=False) if config.compile else self.forward
         if self.accelerator.num_processes > 1:
@@ -191,7 +201,7 @@ class Loop(ABC):
         """Whether any process says so."""
         if self.accelerator.num_processes == 1:
             return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.sam.device), "sum"))
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum"))
 
     def _validation_is_due(self) -> bool:
         every = self.config.val_every
@@ -228,7 +238,7 @@ class Loop(ABC):
         return self.config.keep_ratios[draw.integers(len(self.config.keep_ratios))]
 
     def _train_step(self, forward: nn.Module, parts: list[Batch]) -> dict[str, float]:
-        config, encoder = self.config, self.sam.image_encoder
+        config, encoder = self.config, self.routed
         ratio = 1.0 if encoder.is_dense else self.draw_keep_ratio()
         encoder.keep_ratio = ratio
         rate = learning_rate(config, self.step)
@@ -241,7 +251,7 @@ class Loop(ABC):
         for number, part in enumerate(parts, 1):
             alone = number < len(parts) and self.accelerator.num_processes > 1  # the last one exchanges the sums
             with self.accelerator.no_sync(forward) if alone else nullcontext():
-                with torch.autocast(self.sam.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     out = forward(part)
                 (out["loss"] / len(parts)).backward()
             for key, value in out.items():

@@ -1,0 +1,111 @@
+"""Classifiers by name: timm's, this project's, a converted ViT, or a SAM's image encoder with a linear head."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.utils import ParseKwargs
+from torch import Tensor, nn
+
+from . import classifier  # noqa: F401 - registers this project's models with timm
+from .convert import load_sam
+from .convert_vit import convert_vit
+from .errors import InputError
+from .probe import SamClassifier
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what names a classifier."""
+    parser.add_argument("--model", default="bigltl_small_patch16_224", metavar="NAME",
+                        help="a model of timm's registry, this project's included (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE",
+                        help="for timm.create_model, such as img_size=96 depth=6")  # fmt: skip
+    parser.add_argument("--backbone", type=Path, metavar="CKPT",
+                        help="instead of --model: the image encoder of this SAM (any that load_sam reads), frozen, under "
+                        "a linear head")  # fmt: skip
+    parser.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pth) of the model, or of the probe")
+    parser.add_argument("--num-classes", type=int, help="classes (default: those of the data)")
+
+
+def open_classifier(
+    name: str,
+    num_classes: int,
+    options: dict[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    backbone: Path | None = None,
+    convert: bool = False,
+) -> nn.Module:
+    """A classifier in eval mode on the CPU.
+
+    Args:
+        name: of timm's registry; `options` are for `timm.create_model`.
+        checkpoint: its weights; with `convert` those of the ViT before it is converted.
+        backbone: a SAM checkpoint whose encoder takes the place of `name`.
+        convert: make a big.LITTLE classifier of timm's ViT `name`.
+
+    Raises:
+        InputError: no such model or file, or a file of another model.
+    """
+    for path in (checkpoint, backbone):
+        if path is not None and not path.is_file():
+            raise InputError(f"no checkpoint at {path}")
+    if backbone is not None:
+        model = SamClassifier(load_sam(backbone), num_classes)
+        model.pretrained_cfg["num_classes"] = num_classes
+    else:
+        try:
+            model = timm.create_model(name, num_classes=num_classes, **(options or {}))
+        except InputError:
+            raise
+        except Exception as error:  # of whatever model the name chooses
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"timm cannot make {name}: {reason}") from None
+    if checkpoint is not None:
+        _load(model, checkpoint, partial=backbone is not None)
+    return (convert_vit(model) if convert else model).eval()
+
+
+def _load(model: nn.Module, path: Path, partial: bool) -> None:
+    try:
+        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
+        raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or no such file") from None
+    own = model.state_dict()
+    wanted = {key for key in own if not (partial and key.startswith("image_encoder."))}
+    wrong = sorted(wanted ^ set(state)) or [key for key in wanted if state[key].shape != own[key].shape]
+    if wrong:
+        raise InputError(f"{path} holds another model: {wrong[0]} does not fit (is --num-classes or --model right?)")
+    model.load_state_dict(state, strict=not partial)
+
+
+def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, which `timm.create_model(..., checkpoint_path=...)` reads; of a probe the head only."""
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in weights.items()
+        if not (isinstance(model, SamClassifier) and name.startswith("image_encoder."))
+    }  # fmt: skip
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(weights, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def set_ratio(model: nn.Module, ratio: float | str) -> None:
+    """Set `keep_ratio` where there is one; a model that computes every token takes 1.0 only."""
+    if hasattr(model, "keep_ratio"):
+        model.keep_ratio = ratio
+    elif ratio != 1.0:
+        raise InputError(f"{type(model).__name__} computes every token: --keep-ratio can only be 1.0")
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """float32 logits of normalised images."""
+    return model(images).float()
