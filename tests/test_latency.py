@@ -180,9 +180,9 @@ def test_formats_that_there_are() -> None:
 
 def test_output_path_names_device_torch_and_threads() -> None:
     cpu = torch.device("cpu")
-    path = output_path(Path("folder"), cpu, ENVIRONMENT)
+    path = output_path(Path("folder"), "latency", cpu, ENVIRONMENT)
     assert path == Path("folder/latency_cpu-some-cpu-r-2-ghz-torch2.6.0-cpu-2threads.csv")
-    assert output_path(Path("mine.csv"), cpu, ENVIRONMENT) == Path("mine.csv")
+    assert output_path(Path("mine.csv"), "latency", cpu, ENVIRONMENT) == Path("mine.csv")
 
 
 PEER = """
@@ -278,7 +278,7 @@ def test_peers_that_cannot_be_timed(name: str, message: str) -> None:
 
 
 def test_write_csv_rounds(tmp_path: Path) -> None:
-    write_csv(tmp_path / "x.csv", rows_of([case("a", 1.0, "float32")], [[1 / 3]]))
+    write_csv(tmp_path / "x.csv", COLUMNS, rows_of([case("a", 1.0, "float32")], [[1 / 3]]))
     assert ",1,0.333333,0.333333,0.333333,3,1,1,,,,,,,,,32,random\n" in (tmp_path / "x.csv").read_text()
 
 

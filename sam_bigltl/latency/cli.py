@@ -27,7 +27,7 @@ from ..precision import PRECISIONS, check_precision
 from ..registry import sam_model_registry
 from .cases import AUTOCAST, SAM_MODELS, Job, is_ours, peer
 from .plot import plot
-from .report import format_table, output_path, result_rows, setting, write_csv
+from .report import COLUMNS, format_table, output_path, result_rows, setting, write_csv
 from .timing import gemm_peak, measure
 from .worker import Worker
 
@@ -231,8 +231,8 @@ def run(args: argparse.Namespace) -> None:
         dtype: gemm_peak(dtype, device) for dtype in dict.fromkeys(case.dtype for case in cases) if dtype in PRECISIONS
     }
     rows = result_rows(cases, times, environment, macs, peaks, memory)
-    path = output_path(args.output, device, environment)
-    write_csv(path, rows)
+    path = output_path(args.output, "latency", device, environment)
+    write_csv(path, COLUMNS, rows)
     print(f"{environment['device']} ({device.type}), torch {environment['torch']}, {environment['threads']} CPU"
           f" threads, medians of {args.runs} interleaved runs")  # fmt: skip
     print(format_table(rows))

@@ -9,7 +9,6 @@ own, and they take turns.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,12 +31,13 @@ from ..errors import ArgumentParser, InputError, run_cli
 from ..images import read_image
 from ..predictor import SamPredictor
 from ..registry import default_checkpoint
-from .report import file_words
+from .report import output_path, write_csv
 from .timing import measure
 from .worker import Worker
 
 SIDE, GRID = 1024, 64
 TASKS = ("set_image", "1 box", "64 boxes", "everything")
+SHORT, MORE = TASKS[:2], 10  # what takes milliseconds runs so many times as often
 COLUMNS = (
     "task", "predictor", "memory", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
     "speedup_vs_segment_anything", "masks", "lowest_iou", "image",
@@ -160,7 +160,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(default: all)")
     parser.add_argument("--points-per-side", type=int, default=16, help="of everything mode (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="counted rounds, after an uncounted one (default: 5)")
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=5,
+        help="counted rounds, after an uncounted one; ten times as many of what takes milliseconds (default: 5)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--output", type=Path, default=Path("out"), metavar="CSV",
                         help="a .csv file, or a folder for one named after device, torch version and threads "
@@ -185,7 +190,8 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for index, task in enumerate(args.tasks):
         results = [worker.result(index) for worker in tqdm(workers, desc=f"{task}, first pass", leave=False)]
-        times = measure([partial(worker.seconds, index) for worker in workers], args.runs, 0)
+        runs = args.runs * (MORE if task in SHORT else 1)
+        times = measure([partial(worker.seconds, index) for worker in workers], runs, 0)
         for (name, keep), result, own in zip(settings, results, times, strict=True):
             rows.append({
                 "task": task, "predictor": name, "memory": "kept" if keep else "default", **environment,
@@ -197,15 +203,8 @@ def run(args: argparse.Namespace) -> None:
             })  # fmt: skip
     for worker in workers:
         worker.close()
-    path = args.output
-    if path.suffix != ".csv":
-        path = path / f"clicks_{file_words(torch.device('cpu'), environment)}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    path = output_path(args.output, "clicks", torch.device("cpu"), environment)
+    write_csv(path, COLUMNS, rows)
     print(table(rows))
     print(f"written: {path}")
 

@@ -1,4 +1,4 @@
-"""The picture of a latency run."""
+"""The picture of a latency run: time against keep_ratio, or against tokens where only the size of the input varies."""
 
 from __future__ import annotations
 
@@ -9,32 +9,48 @@ from .report import format_name
 
 
 def plot(path: Path, rows: Sequence[dict]) -> None:
-    """Time against keep_ratio, a line for each model and format, dashed what its products alone would give."""
+    """Draw medians (bars: min to max), a line for each model and format, and dashed what its counted products would take.
+
+    The dashed lines start from the highest keep_ratio, or from the smallest input.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    by_size = len({row["keep_ratio"] for row in rows}) == 1 and len({row["image_size"] for row in rows}) > 1
     figure, axes = pyplot.subplots(figsize=(7.5, 4.6), layout="constrained")
-    lines: dict[tuple, list[dict]] = {}
-    for row in rows:
-        lines.setdefault((row["model"], row["image_size"], format_name(row), row["batch"]), []).append(row)
-    for (model, size, words, batch), own in lines.items():
-        own.sort(key=lambda row: row["keep_ratio"])
-        ratios, medians = [row["keep_ratio"] for row in own], [1e3 * row["median_s"] for row in own]
+    for label, own in _lines(rows, by_size).items():
+        x = [(row["image_size"] // 16) ** 2 if by_size else row["keep_ratio"] for row in own]
+        medians = [1e3 * row["median_s"] for row in own]
         errors = [
             [1e3 * (row["median_s"] - row["min_s"]) for row in own],
             [1e3 * (row["max_s"] - row["median_s"]) for row in own],
         ]
-        label = f"{model} {size} px {words}{f' x {batch}' if batch > 1 else ''}"
-        line = axes.errorbar(ratios, medians, errors, marker="o", capsize=3, linewidth=1.2, label=label)
-        if len(own) > 1 and all(row["theoretical_speedup"] for row in own):
-            theory = [medians[-1] * own[-1]["theoretical_speedup"] / row["theoretical_speedup"] for row in own]
-            axes.plot(ratios, theory, "--", color=line[0].get_color(), linewidth=1)
-    axes.set(xlabel="keep_ratio", ylabel="median ms of one pass (bars: min to max)", ylim=(0, None))
-    axes.set_title("encoder time; dashed: the counted products at the speed of the highest keep_ratio", fontsize=9)
+        line = axes.errorbar(x, medians, errors, marker="o", capsize=3, linewidth=1.2, label=label)
+        if len(own) > 1 and all(row["gmacs"] for row in own):
+            start = 0 if by_size else -1
+            theory = [medians[start] * row["gmacs"] / own[start]["gmacs"] for row in own]
+            axes.plot(x, theory, "--", color=line[0].get_color(), linewidth=1)
+    start = f"keep_ratio {rows[0]['keep_ratio']:g}; dashed: from the smallest input" if by_size else "dashed"
+    axes.set_title(f"encoder time; {start}, the counted products at the same speed", fontsize=9)
+    axes.set(
+        xlabel="tokens of 16 x 16 pixels" if by_size else "keep_ratio",
+        ylabel="median ms of one pass (bars: min to max)", ylim=(0, None),
+    )  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _lines(rows: Sequence[dict], by_size: bool) -> dict[str, list[dict]]:
+    """The rows of each line by its label, in the order of the axis."""
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        size = "" if by_size else f" {row['image_size']} px"
+        batch = f" x {row['batch']}" if row["batch"] > 1 else ""
+        lines.setdefault(f"{row['model']}{size} {format_name(row)}{batch}", []).append(row)
+    axis = "image_size" if by_size else "keep_ratio"
+    return {label: sorted(own, key=lambda row: row[axis]) for label, own in lines.items()}

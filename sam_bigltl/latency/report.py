@@ -83,24 +83,19 @@ def _without_ratio(case: Case) -> tuple:
     return case.model, case.image_size, case.dtype, case.batch, case.compiled, case.native, case.memory
 
 
-def output_path(output: Path, device: torch.device, environment: dict[str, Any]) -> Path:
-    """`output` itself if it ends in .csv; else a file in that folder, named after device, torch version and threads."""
+def output_path(output: Path, kind: str, device: torch.device, environment: dict[str, Any]) -> Path:
+    """`output` itself if it ends in .csv; else a file `kind`_* in that folder, named after device, torch version and threads."""
     if output.suffix == ".csv":
         return output
-    return output / f"latency_{file_words(device, environment)}.csv"
-
-
-def file_words(device: torch.device, environment: dict[str, Any]) -> str:
-    """Device, torch version and threads as part of a file name."""
     words = f"{device.type} {environment['device']} torch{environment['torch']} {environment['threads']}threads"
-    return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
+    return output / f"{kind}_{re.sub(r'[^a-z0-9.]+', '-', words.lower()).strip('-')}.csv"
 
 
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Write `rows` under the header COLUMNS; figures with six significant digits, None as an empty field."""
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    """Write `rows` under the header `columns`; figures with six significant digits, None as an empty field."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
