@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .encoder import BigLittleEncoder
 from .errors import ArgumentParser, InputError, run_cli
+from .macs import flop_counter
 from .registry import ENCODERS, sam_model_registry
 
 # Of a layer with N tokens, K of them big, C channels, E little ones; what belongs to a group is shared among its layers.
@@ -63,7 +63,7 @@ def layer_costs(encoder: BigLittleEncoder, keep_ratio: float) -> list[Cost]:
     """Count one forward pass of a random image; `encoder` is left as it was."""
     before, encoder.keep_ratio = encoder.keep_ratio, keep_ratio
     side, dtype = encoder.img_size, encoder.neck[0].weight.dtype
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     generator = torch.Generator().manual_seed(0)
     with counter:
         encoder(torch.randn(1, 3, side, side, generator=generator).to(dtype))
