@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_data_config
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
@@ -95,6 +96,14 @@ def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) ->
         partial.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's data configuration of a model, with the input size that the model was made for."""
+    config = resolve_data_config({}, model=model)
+    if side := getattr(getattr(model, "patch_embed", None), "img_size", None):
+        config["input_size"] = (3, *side)
+    return config
 
 
 def set_ratio(model: nn.Module, ratio: float | str) -> None:

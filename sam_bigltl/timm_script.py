@@ -22,7 +22,6 @@ def main(argv: list[str]) -> None:
         if not words or not Path(words[0]).is_file():
             raise InputError(f"give the path of a script of timm's checkout, not {words[0] if words else 'nothing'}")
         sys.argv = words
-        sys.path.insert(0, str(Path(words[0]).resolve().parent))
         runpy.run_path(words[0], run_name="__main__")
 
     run_cli("python -m sam_bigltl.timm_script", run, argv)

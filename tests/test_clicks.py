@@ -56,7 +56,7 @@ def test_the_script(tmp_path: Path) -> None:
     output = tmp_path / "clicks.csv"
     command = [
         sys.executable, str(ROOT / "eval" / "click_latency.py"), "--image", str(image), "--runs", "1",
-        "--tasks", "1 box", "everything", "--points-per-side", "2", "--output", str(output),
+        "--tasks", "1 box", "everything", "--points-per-side", "1", "--output", str(output),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -120,7 +120,7 @@ def test_a_probe_and_a_timm_model(setup: list[str], tmp_path: Path) -> None:
         (["--keep-ratio", "1.5"], "--keep-ratio 1.5 is outside (0, 1]"),
         (["--batch-size", "0"], "--batch-size 0 is below 1"),
         (["--dtype", "float16"], "unknown dtype 'float16'"),
-        (["--dataset", "no/such"], "dataset no/such cannot be read"),
+        (["--dataset", "torch/nonsense"], "dataset torch/nonsense cannot be read"),
         (["--checkpoint", "missing.pth"], "no checkpoint at missing.pth"),
         (["--model", "resnet18", "--model-kwargs", "--checkpoint", ""], "computes every token"),
     ],

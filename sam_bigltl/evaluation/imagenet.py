@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from ..devices import device_name, parse_device, synchronize
 from ..errors import ArgumentParser, InputError, run_cli
 from ..latency.report import write_csv
 from ..macs import count_macs
-from ..open_classifier import add_model_arguments, logits_of, open_classifier, set_ratio
+from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
 from ..precision import check_precision
 from ..training.classify import open_dataset
 from ..training.workers import ignore_interrupts
@@ -75,7 +75,7 @@ class Transformed(Dataset):
 
 def inference_transform(model: nn.Module) -> Any:
     """The preprocessing that the model's own configuration asks for."""
-    config = resolve_data_config({}, model=model)
+    config = data_config(model)
     return create_transform(
         config["input_size"], mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
         crop_pct=config["crop_pct"], crop_mode=config["crop_mode"],
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     transform = inference_transform(model)
     for ratio in ratios:
         set_ratio(model, ratio)  # refuses
-    size = resolve_data_config({}, model=model)["input_size"]
+    size = data_config(model)["input_size"]
     gmacs = {}
     for ratio in ratios:
         set_ratio(model, ratio)

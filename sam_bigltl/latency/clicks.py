@@ -146,10 +146,12 @@ def lowest_iou(ours: np.ndarray, theirs: np.ndarray) -> float:
     """The lowest IoU of any of our masks with their most similar one; 0 where the numbers of masks differ."""
     if len(ours) != len(theirs):
         return 0.0
+    if not len(ours):
+        return 1.0
     left, right = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (ours, theirs))
     both = left @ right.T
     union = left.sum(1)[:, None] + right.sum(1) - both
-    return float(np.where(union > 0, both / np.maximum(union, 1), 1.0).max(axis=1).min()) if len(ours) else 1.0
+    return float(np.where(union > 0, both / np.maximum(union, 1), 1.0).max(axis=1).min())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

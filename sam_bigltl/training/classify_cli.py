@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from timm.data import resolve_data_config
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from ..devices import parse_device
 from ..errors import InputError
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
-from ..open_classifier import add_model_arguments, open_classifier, save_classifier
+from ..open_classifier import add_model_arguments, data_config, open_classifier, save_classifier
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 from .curve import plot_log
 
@@ -127,10 +126,10 @@ def run(args: argparse.Namespace) -> None:
         keep_ratio_range=tuple(args.keep_ratio_range) if args.keep_ratio_range else None,
         optimizer=args.optimizer, precision=args.precision, head_only=bool(args.backbone),
     )  # fmt: skip
-    batches = LabelledBatches(dataset, resolve_data_config({}, model=model), classes, config)
+    batches = LabelledBatches(dataset, data_config(model), classes, config)
     validate = None
     if args.val_dir:
-        routed = hasattr(model, "keep_ratio") and not getattr(model, "image_encoder", model).is_dense
+        routed = not getattr(getattr(model, "image_encoder", model), "is_dense", True)
         validate = Validation(
             model, open_dataset(args.dataset, args.val_dir, args.val_split), args.val_images,
             [1.0, 0.5, 0.25] if routed else [1.0],

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,6 +22,7 @@ from ..convert_vit import convert_vit
 from ..errors import ArgumentParser, InputError, run_cli
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
 from ..latency.timing import measure, timed
+from ..open_classifier import data_config
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 
 RATIOS = (1.0, 0.5, 0.25)
@@ -55,8 +55,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
     )  # fmt: skip
     torch.manual_seed(seed)
     dense = timm.create_model("vit_tiny_patch16_224", **kwargs)
-    data_config = resolve_data_config({}, model=dense) | {"input_size": (3, args.img_size, args.img_size)}
-    dense.pretrained_cfg = dense.pretrained_cfg | {"input_size": data_config["input_size"], "crop_pct": 1.0}
+    dense.pretrained_cfg = dense.pretrained_cfg | {"crop_pct": 1.0}
     base = ClassifyConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, warmup=args.steps // 10, seed=seed, workers=args.workers,
         save_every=args.steps, log_every=50, precision=args.precision, ema=0.0, scale=(args.least_crop, 1.0),
@@ -69,7 +68,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
 
     def trained(model: nn.Module, name: str, config: ClassifyConfig, teacher: nn.Module | None) -> nn.Module:
         output = args.output / f"{name.replace(' ', '_')}_{seed}"
-        run = Classification(model, LabelledBatches(train, data_config, classes, config), config, output, teacher)
+        run = Classification(
+            model, LabelledBatches(train, data_config(dense), classes, config), config, output, teacher
+        )
         if run.state_path.exists():
             run.resume()
         run.run()

@@ -18,6 +18,7 @@ def plot_log(folder: Path) -> Path:
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     images = np.array([int(row["images"]) for row in rows]) / 1000
+    batch = int(rows[0]["images"]) / int(rows[0]["step"])
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     names = {
         "loss": "loss",
@@ -25,6 +26,9 @@ def plot_log(folder: Path) -> Path:
         "dice": "dice",
         "cosine": "1 - cosine to teacher",
         "mse": "relative squared error",
+        "label": "labels",
+        "feature": "1 - cosine to the teacher's tokens",
+        "logit": "teacher's probabilities",
     }
     for key, name in names.items():
         values = [float(row[key]) for row in rows if key in row]
@@ -34,14 +38,18 @@ def plot_log(folder: Path) -> Path:
     if "iou" in rows[0]:
         iou = [100 * float(row["iou"]) for row in rows]
         right.plot(images, iou, color="0.7", linewidth=1, label="training, all prompts")
+    labelled = "top1" in rows[0]
     if (folder / "val.csv").exists():
         with open(folder / "val.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        for key in dict.fromkeys((row["prompt"], row["keep_ratio"]) for row in rows):
-            line = [row for row in rows if (row["prompt"], row["keep_ratio"]) == key]
-            name = f"validation, {'box' if key[0] == 'box' else '1 click'}, keep {key[1]}"
-            right.plot([int(r["images"]) / 1000 for r in line], [float(r["all"]) for r in line], marker="o", label=name)
-    right.set(xlabel="thousand images seen", ylabel="mIoU, %", ylim=(0, 100))
+        value = "top1" if labelled else "all"
+        for key in dict.fromkeys((row.get("prompt"), row["keep_ratio"]) for row in rows):
+            line = [row for row in rows if (row.get("prompt"), row["keep_ratio"]) == key]
+            prompt = {"box": "box, ", "point": "1 click, "}.get(key[0], "")
+            name = f"validation, {prompt}keep {key[1]}"
+            seen = [int(r["step"]) * batch / 1000 for r in line]
+            right.plot(seen, [float(r[value]) for r in line], marker="o", label=name)
+    right.set(xlabel="thousand images seen", ylabel="top-1, %" if labelled else "mIoU, %", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if axes.has_data():

@@ -239,8 +239,9 @@ class Loop(ABC):
 
     def _train_step(self, forward: nn.Module, parts: list[Batch]) -> dict[str, float]:
         config, encoder = self.config, self.routed
-        ratio = 1.0 if encoder.is_dense else self.draw_keep_ratio()
-        encoder.keep_ratio = ratio
+        ratio = 1.0 if getattr(encoder, "is_dense", True) else self.draw_keep_ratio()
+        if isinstance(encoder, Trunk):  # not another library's model
+            encoder.keep_ratio = ratio
         rate = learning_rate(config, self.step)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
