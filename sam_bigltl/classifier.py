@@ -40,11 +40,6 @@ class ClassifierConfig:
     route_every: int
 
     @property
-    def little_heads(self) -> int:
-        """Heads of the E-blocks: of 64 channels where that divides the width, else of 32 or 16, else one."""
-        return next((self.little_dim // size for size in (64, 32, 16) if self.little_dim % size == 0), 1)
-
-    @property
     def stages(self) -> list[range]:
         """Layers of each stage."""
         layers, step = range(self.depth), self.route_every
@@ -93,18 +88,7 @@ class _BigLittleViT(Trunk):
         """Images (B, 3, H, W) -> normed tokens (B, prefix + N, C). It takes no attention mask."""
         if attn_mask is not None or is_causal:
             raise InputError("a big.LITTLE classifier takes no attention mask")
-        if self.keep_ratio == "auto":
-            return self._each(x)
-        return self._features(x)
-
-    @torch.compiler.disable  # the number of tokens is another one for every image
-    def _each(self, x: Tensor) -> Tensor:
-        features, routes = [], []
-        for image in x.split(1):
-            features.append(self._features(image))
-            routes.append(self.last_route)
-        self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
-        return torch.cat(features)
+        return self._one_by_one(x, self._features) if self.keep_ratio == "auto" else self._features(x)
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))

@@ -56,11 +56,6 @@ class EncoderConfig:
         return self.img_size // self.patch_size
 
     @property
-    def little_heads(self) -> int:
-        """Heads of the E-blocks: of 64 channels as in SAM where that divides the width, else of 32 or 16, else one."""
-        return next((self.little_dim // size for size in (64, 32, 16) if self.little_dim % size == 0), 1)
-
-    @property
     def little_window(self) -> int:
         """Side of the windows of the E-blocks: a divisor of the grid where there is one, since padding is work."""
         return next((window for window in (8, 7, 6, 5) if self.side % window == 0), 8)
@@ -128,16 +123,7 @@ class BigLittleEncoder(Trunk):
         if height % self.patch_size or width % self.patch_size or max(height, width) > self.img_size:
             size = f"a multiple of {self.patch_size} up to {self.img_size} on each side"
             raise InputError(f"the encoder takes images of {size}, not {height} x {width}")
-        return self._encode_each(images) if self.keep_ratio == "auto" else self._encode(images)
-
-    @torch.compiler.disable  # the number of tokens is another one for every image
-    def _encode_each(self, images: Tensor) -> Tensor:
-        embeddings, routes = [], []
-        for image in images.split(1):
-            embeddings.append(self._encode(image))
-            routes.append(self.last_route)
-        self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
-        return torch.cat(embeddings)
+        return self._one_by_one(images, self._encode) if self.keep_ratio == "auto" else self._encode(images)
 
     def _encode(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(images.to(self.neck[0].weight.dtype))  # (B, gh, gw, C)

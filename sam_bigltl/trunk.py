@@ -53,6 +53,11 @@ class Transition(nn.Module):
         self.up = nn.Linear(little_dim, dim)
 
 
+def heads_of(little_dim: int) -> int:
+    """Heads of the E-blocks: of 64 channels as in SAM where that divides the width, else of 32 or 16, else one."""
+    return next((little_dim // size for size in (64, 32, 16) if little_dim % size == 0), 1)
+
+
 def init_layers(parent: nn.Module) -> None:
     """Initialise linear layers (truncated normal 0.02, as in ViT) and convolutions inside `parent`, in place."""
     for module in parent.modules():
@@ -72,7 +77,7 @@ class Trunk(nn.Module):
     which call `_set_up` once they are a module.
 
     Attributes:
-        config: its shape; has `dim`, `depth`, `num_heads`, `mlp_ratio`, `little_dim`, `little_heads`, `stages`, `groups`.
+        config: its shape; has `dim`, `depth`, `num_heads`, `mlp_ratio`, `little_dim`, `stages`, `groups`.
         prefix: tokens at the start that are always big and never scored, such as a class token.
         last_route: what the last forward pass selected.
         taps: filled by a forward pass where it is a `Taps`.
@@ -102,7 +107,7 @@ class Trunk(nn.Module):
         config = self.config
         if config.little_dim:
             self.little_blocks = nn.ModuleList(
-                EBlock(config.little_dim, config.little_heads, config.mlp_ratio) for _ in range(config.depth)
+                EBlock(config.little_dim, heads_of(config.little_dim), config.mlp_ratio) for _ in range(config.depth)
             )
             self.transitions = nn.ModuleList(Transition(config.dim, config.little_dim) for _ in config.groups)
 
@@ -177,6 +182,16 @@ class Trunk(nn.Module):
         if self.is_dense and value != 1.0:
             raise InputError("this model is dense: it has no little path, and keep_ratio can only be 1.0")
         return value
+
+    @torch.compiler.disable  # the number of tokens is another one for every image
+    def _one_by_one(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """`encode` of each image, for keep_ratio "auto", and the route of all of them."""
+        results, routes = [], []
+        for image in images.split(1):
+            results.append(encode(image))
+            routes.append(self.last_route)
+        self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
+        return torch.cat(results)
 
     def _run_layers(self, x: Tensor, big: Geometry, small: Geometry) -> tuple[Tensor, tuple[RouteGroup, ...]]:
         """All layers, x (B, N, C) -> (B, N, C), and what each group selected."""

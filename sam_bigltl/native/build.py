@@ -47,7 +47,10 @@ def load() -> ctypes.CDLL:
     if not library.exists():
         _compile(compiler, sources, library)
     # torch's OpenMP is already loaded under the same name, so both share their threads.
-    return ctypes.CDLL(str(library))
+    kernels = ctypes.CDLL(str(library))
+    kernels.bigltl_attend_scratch.restype = ctypes.c_int64
+    kernels.bigltl_quantize.restype = ctypes.c_float
+    return kernels
 
 
 def _compile(compiler: str, sources: list[Path], library: Path) -> None:

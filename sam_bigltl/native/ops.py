@@ -80,7 +80,6 @@ def _attend(
         starts.shape[0] - 1, num_heads, dim // num_heads, (dim // num_heads) ** -0.5, out.data_ptr(), dim,
     )  # fmt: skip
     threads = ctypes.c_int64(torch.get_num_threads())
-    kernels.bigltl_attend_scratch.restype = ctypes.c_int64
     words = kernels.bigltl_attend_scratch(ctypes.byref(problem), threads)
     scratch = torch.empty(words, dtype=torch.int32)
     kernels.bigltl_attend(ctypes.byref(problem), ctypes.c_void_p(scratch.data_ptr()), threads)
@@ -106,7 +105,6 @@ def quantize(x: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, float]:
         levels (rows, channels) uint8 with 128 added, and their scale.
     """
     kernels = load()
-    kernels.bigltl_quantize.restype = ctypes.c_float
     x = x.contiguous()
     levels = torch.empty(x.shape, dtype=torch.uint8)
     normal = None if norm is None else torch.empty_like(x)
