@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from sam_bigltl.latency import cli
-from sam_bigltl.latency.cases import AUTOCAST, Case, Job, build, encoder_cases, peer
+from sam_bigltl.latency.cases import AUTOCAST, Case, Job, encoder_cases
+from sam_bigltl.latency.models import build, peer
 from sam_bigltl.latency.report import COLUMNS, format_table, output_path, result_rows, write_csv
 from sam_bigltl.latency.timing import gemm_peak, measure, peak_memory, timed
 from sam_bigltl.latency.worker import Worker
@@ -248,8 +249,8 @@ def test_meters() -> None:
 
 
 def test_models_in_other_sizes() -> None:
-    sam, weights = build("bigltl_mini", image_size=224)
-    assert sam.image_encoder.img_size == 224 and weights == "random"
+    encoder, weights = build("bigltl_mini", image_size=224)
+    assert encoder.img_size == 224 and weights == "random"
     for options, message in (
         (dict(name="sam_vit_b", image_size=512), "takes 1024 px only"),
         (dict(name="bigltl_mini", image_size=100), "no multiple of 16"),

@@ -1,27 +1,20 @@
-"""What is timed: one forward pass of an image encoder, in one setting."""
+"""What is timed: one forward pass of an image encoder or of a classifier, in one setting."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import segment_anything
 import torch
-from segment_anything.modeling import Sam
 from torch import nn
 
-from ..callables import call_named
 from ..devices import synchronize
-from ..encoder import BigLittleEncoder
-from ..errors import InputError
 from ..precision import PRECISIONS, set_precision
-from ..registry import ENCODERS, build_sam, sam_model_registry
-
-SAM_MODELS = {f"sam_{key}": segment_anything.sam_model_registry[key] for key in ("vit_b", "vit_l", "vit_h")}
-
+from ..trunk import Trunk
+from .models import build, input_side, peer
 
 # What other people's encoders can be timed in besides float32 and bfloat16: float32 weights under bfloat16 autocast.
 AUTOCAST = "autocast"
@@ -32,7 +25,7 @@ class Job:
     """One encoder in one format: what a process of its own is asked for, so everything in it can be pickled.
 
     Attributes:
-        model: a key of this project's registry or of SAM_MODELS, or `module:callable[@px]` where `is_peer`.
+        model: what `models.build` takes, or where `is_peer` what `models.peer` takes.
         image_size: side of the input; None is the model's own.
         dtype: of PRECISIONS, or AUTOCAST.
         native: this project's C++ kernels.
@@ -65,8 +58,8 @@ class Job:
         """
         if self.is_peer:
             return encoder_cases(*peer(self.model), self, "its own")
-        sam, weights = build(self.model, self.image_size, self.checkpoint)
-        return encoder_cases(self.model, sam.image_encoder, self, weights)
+        encoder, weights = build(self.model, self.image_size, self.checkpoint)
+        return encoder_cases(self.model, encoder, self, weights)
 
 
 @dataclass(frozen=True)
@@ -94,17 +87,12 @@ class Case:
     parameter_bytes: int = 0
 
 
-def is_ours(name: str) -> bool:
-    """Whether `name` is a model of this project's registry."""
-    return name in sam_model_registry
-
-
 def encoder_cases(name: str, encoder: nn.Module, job: Job, weights: str = "random") -> list[Case]:
-    """The cases of `encoder`, which maps (B, 3, S, S) to (B, 256, g, g), S its `img_size`; it is left as it was."""
-    device, size = torch.device(job.device), encoder.img_size
+    """The cases of `encoder`, which takes images (B, 3, S, S), S as `input_side` has it; it is left as it was."""
+    device, size = torch.device(job.device), input_side(encoder)
     routed = hasattr(encoder, "keep_ratio") and not encoder.is_dense
     module = copy.deepcopy(encoder).eval().to(device)
-    if isinstance(encoder, BigLittleEncoder):
+    if isinstance(encoder, Trunk):
         module.optimize(job.dtype, job.compiled, job.native)
     else:
         set_precision(module, "float32" if job.dtype == AUTOCAST else job.dtype)
@@ -142,42 +130,3 @@ def _bytes(module: nn.Module) -> int:
     """Of parameters and of int8 layers' packed weights, which are no parameters."""
     packed = (m.in_features * m.out_features for m in module.modules() if hasattr(m, "packed"))
     return sum(p.numel() * p.element_size() for p in module.parameters()) + sum(packed)
-
-
-def build(name: str, image_size: int | None = None, checkpoint: Path | None = None) -> tuple[Sam, str]:
-    """A model of this project's registry or of SAM's, and what its weights are.
-
-    Raises InputError where `image_size` is given for a model of SAM.
-    """
-    torch.manual_seed(0)
-    if name in SAM_MODELS:
-        if image_size not in (None, 1024):
-            raise InputError(f"{name} takes 1024 px only: --image-size is for this project's models")
-        return SAM_MODELS[name](), "random"
-    if image_size is None or name not in ENCODERS or image_size == ENCODERS[name].img_size:
-        sam = sam_model_registry[name](checkpoint=checkpoint)
-        return sam, "random" if checkpoint is None else checkpoint.name
-    if checkpoint is not None:
-        raise InputError("--image-size is for random weights: leave --checkpoint out")
-    config = ENCODERS[name]
-    if image_size < config.patch_size or image_size % config.patch_size:
-        raise InputError(f"--image-size {image_size} is no multiple of {config.patch_size}")
-    return build_sam(replace(config, img_size=image_size)), "random"
-
-
-def peer(name: str) -> tuple[str, nn.Module]:
-    """A name and an encoder for `module:callable[@size]`, a callable without arguments that returns the encoder.
-
-    The side of its input is `size`, else its own `img_size`. Raises InputError.
-    """
-    target, _, size = name.partition("@")
-    encoder = call_named("--peer", target)
-    if not isinstance(encoder, nn.Module):
-        raise InputError(f"--peer {target} returned a {type(encoder).__name__}, not a torch.nn.Module")
-    if size:
-        if not size.isdecimal() or int(size) < 1:
-            raise InputError(f"--peer {name}: {size!r} is no size in pixels")
-        encoder.img_size = int(size)
-    if not isinstance(getattr(encoder, "img_size", None), int):
-        raise InputError(f"--peer {target} has no img_size: give it as {target}@1024")
-    return target.rpartition(":")[2], encoder

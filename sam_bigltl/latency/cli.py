@@ -1,4 +1,4 @@
-"""Encoder latency: SAM's ViT, the big.LITTLE ViT and other people's encoders, measured in one run.
+"""Latency of encoders and classifiers: SAM's ViT, the big.LITTLE ViT, timm's and other people's, measured in one run.
 
 Every encoder lives in a process of its own, as its users run it, and all of them take turns (A B A B ...), so that a
 clock that drifts, a machine that warms up or a busy neighbour touches all alike; the first passes are not counted. Times are those of one forward pass of the image
@@ -25,7 +25,8 @@ from ..macs import Macs
 from ..native import build
 from ..precision import PRECISIONS, check_precision
 from ..registry import sam_model_registry
-from .cases import AUTOCAST, SAM_MODELS, Job, is_ours, peer
+from .cases import AUTOCAST, Job
+from .models import CLASSIFIERS, SAM_MODELS, is_ours, is_timm, peer
 from .plot import plot
 from .report import COLUMNS, format_table, output_path, result_rows, setting, write_csv
 from .timing import gemm_peak, measure
@@ -37,15 +38,17 @@ EXAMPLES = """examples:
   python eval/latency.py --models sam_vit_h bigltl_h --device cuda --dtype bfloat16 --batch 1 8 32 --runs 20 --warmup 5
   python eval/latency.py --models bigltl_b --checkpoint checkpoints/x.safetensors --output docs/results
   python eval/latency.py --models bigltl_s --peer my_checkouts.py:mobile_sam@1024 --best
+  python eval/latency.py --models vit_base_patch16_224 bigltl_base_patch16_224 --batch 1 32 --native on --best
 """
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise InputError for the first option that cannot be used, before any model is built."""
-    known = [*SAM_MODELS, *sam_model_registry]
+    known = [*SAM_MODELS, *sam_model_registry, *CLASSIFIERS]
     for name in args.models:
-        if name not in known:
-            raise InputError(f"unknown model {name!r}: choose from {', '.join(known)}")
+        if name not in known and not is_timm(name):
+            theirs = ", and every model of timm" if CLASSIFIERS else ""
+            raise InputError(f"unknown model {name!r}: choose from {', '.join(known)}{theirs}")
     for ratio in args.keep_ratio:
         if not 0.0 < ratio <= 1.0:
             raise InputError(f"--keep-ratio {ratio:g} is outside (0, 1]")
@@ -59,7 +62,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         if not args.checkpoint.is_file():
             raise InputError(f"no checkpoint at {args.checkpoint}")
-        if len([name for name in args.models if name not in SAM_MODELS]) != 1:
+        if len([name for name in args.models if name in sam_model_registry]) != 1:
             raise InputError("--checkpoint needs exactly one model of this project in --models")
 
 
@@ -72,14 +75,17 @@ def jobs(args: argparse.Namespace, device: torch.device) -> list[Job]:
         device=str(device), threads=args.threads,
     )  # fmt: skip
     found = []
+    graphs, either = ((False, True), (False, True)) if args.best else (switch[args.compile], kept)
     for name in dict.fromkeys(args.models):
+        if is_timm(name):
+            found += _formats(replace(common, model=name, is_peer=True), args.dtype, graphs, (), either)
+            continue
         ours = is_ours(name)
         for size in dict.fromkeys(args.image_size or [None]):
             one = replace(common, model=name, image_size=size, checkpoint=args.checkpoint if ours else None)
             found += _formats(one, args.dtype, switch[args.compile], switch[args.native] if ours else (), kept)
-    graphs, kept = ((False, True), (False, True)) if args.best else (switch[args.compile], kept)
     for target in args.peer:
-        found += _formats(replace(common, model=target, is_peer=True), args.dtype, graphs, (), kept)
+        found += _formats(replace(common, model=target, is_peer=True), args.dtype, graphs, (), either)
     return found
 
 
@@ -131,7 +137,8 @@ def start(wanted: Sequence[Job], best: bool) -> list[Worker]:
             fastest[job.model], worker = (seconds, worker), slower[1] if slower else None
         if worker is not None:
             worker.close()
-    return workers + [worker for _, worker in fastest.values()]
+    order = list(dict.fromkeys(job.model for job in wanted))  # the first model stays the baseline
+    return sorted([*workers, *(worker for _, worker in fastest.values())], key=lambda one: order.index(one.job.model))
 
 
 def counted(cases: Sequence[tuple[Worker, int]]) -> dict[tuple[str, int, int, float], Macs]:
@@ -160,8 +167,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument("--models", nargs="*", default=["sam_vit_b", "bigltl_b"], metavar="NAME",
-                        help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own) or a key of this project's "
-                        "registry; the first is the baseline (default: sam_vit_b bigltl_b)")  # fmt: skip
+                        help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own), a key of this project's registry, "
+                        "or a classifier that timm knows; the first is the baseline (default: sam_vit_b bigltl_b)")  # fmt: skip
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:CALLABLE[@PX]",
                         help="an encoder from a checkout of yours: package.module or a .py file, and a function that "
                         "returns it; PX is the side of its input where it has no img_size; again for more")  # fmt: skip
