@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from .errors import ArgumentParser, run_cli
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),
     "distill": ("training.distill_cli", "add_arguments", "run", "a big.LITTLE student from a SAM, on photographs"),
     "eval": ("evaluation.cli", "add_arguments", "run", "mIoU on masks in COCO format"),
+    "demo": ("demo.cli", "add_arguments", "run", "a page on which clicks become masks"),
     "bench": ("latency.cli", "add_arguments", "run", "encoder latency, interleaved and with ratios"),
 }
 
@@ -38,11 +40,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = commands.add_parser(name, help=text, description=text)
         if name == asked:
             module = TASKS.get((name, _value(argv, "--task")), module)
-            getattr(importlib.import_module(f"sam_bigltl.{module}"), add)(command)
+            getattr(_import(module, command), add)(command)
     args = parser.parse_args(argv)
     module, _, run, _ = COMMANDS[args.command]
     module = TASKS.get((args.command, getattr(args, "task", None)), module)
-    run_cli(f"sam-bigltl {args.command}", getattr(importlib.import_module(f"sam_bigltl.{module}"), run), args)
+    run_cli(f"sam-bigltl {args.command}", getattr(_import(module, parser), run), args)
+
+
+def _import(module: str, parser: ArgumentParser) -> ModuleType:
+    """A module of this package; ends the process in one line where an optional package that it needs is missing."""
+    try:
+        return importlib.import_module(f"sam_bigltl.{module}")
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("sam_bigltl"):
+            raise
+        parser.exit(2, f"{parser.prog}: error: this needs the package {error.name}: pip install 'sam_bigltl[all]'\n")
 
 
 def _value(argv: Sequence[str], option: str) -> str | None:

@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,11 @@ from torch import Tensor
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 from .errors import InputError
 from .registry import DENSE, ENCODERS, build_sam
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from .classifier import BigLittleClassifier
 
 _PREFIX = "image_encoder."
 
@@ -62,6 +68,15 @@ def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None
 
 
 @torch.no_grad()
+def convert_vit(
+    vit: VisionTransformer, little_dim: int | None = None, route_every: int | None = None
+) -> BigLittleClassifier:
+    """The same for timm's ViTs: see `sam_bigltl.convert_vit.convert_vit`, which this calls. It alone here needs timm."""
+    from .convert_vit import convert_vit as convert
+
+    return convert(vit, little_dim, route_every)
+
+
 def _load(encoder: BigLittleEncoder, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copy `state` into `encoder`; returns the tensors of the big path that it did not hold."""
     result = encoder.load_state_dict(state, strict=False)

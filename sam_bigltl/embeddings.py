@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -12,9 +13,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import InputError
+from .routing import Route
 
 FORMAT = "sam_bigltl embedding 1"
 Sizes = list[tuple[tuple[int, int], tuple[int, int]]]  # (original, input) (H, W) of every image
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What `SamPredictor.set_images` computed.
+
+    Attributes:
+        features: (B, C, g, g). sizes: of every image. route: which tokens were big, or None.
+    """
+
+    features: torch.Tensor
+    sizes: Sizes
+    route: Route | None = None
 
 
 def fingerprint(encoder: torch.nn.Module) -> str:

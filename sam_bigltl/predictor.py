@@ -301,10 +301,21 @@ class SamPredictor(segment_anything.SamPredictor):
         """The embedding of the image that is set, (1, 256, g, g), or (B, 256, g, g) after `set_images` of B."""
         return super().get_image_embedding()
 
+    def get_embedding(self) -> embeddings.Embedding:
+        """Everything that setting the images computed, for `set_embedding`."""
+        self._image_sizes(0)
+        return embeddings.Embedding(self.features, [self._image_sizes(i) for i in range(len(self.features))], self._route)
+
+    def set_embedding(self, embedding: embeddings.Embedding) -> None:
+        """Set the images that an `embedding` of the same model is of, without running the encoder."""
+        self.reset_image()
+        self._set(embedding.features, embedding.sizes)
+        self._route = embedding.route
+
     def save_embedding(self, path: str | PathLike[str]) -> None:
         """Write the embedding of the images that are set to a safetensors file, for `load_embedding`."""
-        self._image_sizes(0)
-        embeddings.save(path, self.model, self.features, [self._image_sizes(i) for i in range(len(self.features))])
+        embedding = self.get_embedding()
+        embeddings.save(path, self.model, embedding.features, embedding.sizes)
 
     def load_embedding(self, path: str | PathLike[str]) -> None:
         """Set the images whose embedding `save_embedding` wrote, without running the encoder.

@@ -11,8 +11,9 @@ import torch
 from little_models import enliven
 from torch import Tensor, nn
 
-from sam_bigltl.classifier import BigLittleClassifier, registered
-from sam_bigltl.convert_vit import convert_vit
+from sam_bigltl import BigLittleClassifier
+from sam_bigltl.classifier import registered
+from sam_bigltl.convert import convert_vit
 from sam_bigltl.errors import InputError
 
 SMALL = dict(img_size=64, depth=4, num_classes=7)
@@ -49,6 +50,9 @@ def test_every_registered_model(name: str) -> None:
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     last = ("little_blocks.7.", "transitions.3.up.")
     assert [n for n in silent if not n.startswith(last)] == []
+    pooled = timm.create_model(name, keep_ratio=0.5, global_pool="avg", **shape)
+    nn.functional.cross_entropy(pooled(images()), torch.tensor([1, 5])).backward()
+    assert [n for n, p in pooled.named_parameters() if not p.grad.abs().sum() > 0] == []
     model.eval()
     with torch.no_grad():
         expected = model(images())

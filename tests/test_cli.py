@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from sam_bigltl.cli import COMMANDS, main
 
 PUBLIC = (
     "SamPredictor", "SamAutomaticMaskGenerator", "sam_model_registry", "convert_sam", "load_sam", "BigLittleEncoder",
+    "BigLittleClassifier",
 )  # fmt: skip
 
 
@@ -64,3 +67,13 @@ def test_exports():
     for name in sam_bigltl.__all__:
         assert getattr(sam_bigltl, name) is not None
     assert "bigltl_b" in sam_bigltl.sam_model_registry
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "timm.py").write_text("raise ModuleNotFoundError('no timm', name='timm')")
+    found = subprocess.run(
+        [sys.executable, "-m", "sam_bigltl.cli", "train", "--task", "classify", "--help"],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert found.returncode == 2 and found.stderr.endswith("needs the package timm: pip install 'sam_bigltl[all]'\n")
+    assert found.stderr.count("\n") == 1

@@ -143,7 +143,7 @@ def test_object_crops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Image.new("RGB", (100, 60), (10, 200, 10)).save(tmp_path / "a.png")
     boxes = [(1, [40, 20, 30, 20]), (2, [0, 0, 40, 40]), (1, [0, 0, 5, 50])]
     data = {
-        "categories": [{"id": 1, "name": "wine glass"}, {"id": 2, "name": "cup"}],
+        "categories": [{"id": i, "name": n, "supercategory": "kitchen"} for i, n in ((1, "wine glass"), (2, "cup"))],
         "images": [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "b.png", "category_known": False}],
         "annotations": [
             *({"id": i, "image_id": 7, "category_id": c, "bbox": b, "iscrowd": 0} for i, (c, b) in enumerate(boxes)),
@@ -158,6 +158,8 @@ def test_object_crops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     crop = Image.open(tmp_path / "out" / found[1])
     assert crop.size == (48, 48) and crop.getpixel((24, 24))[1] > 190
     assert "2 crops of 2 classes" in capsys.readouterr().out
+    crops_main([*options[:-1], str(tmp_path / "two"), "--by", "supercategory", "--most", "2", "--smallest", "5"])
+    assert "2 crops of 1 classes" in capsys.readouterr().out and len(list((tmp_path / "two/kitchen").iterdir())) == 2
     with pytest.raises(SystemExit):
         crops_main([*options, "--classes", "spoon"])
     assert "no objects of known categories" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from PIL import Image
@@ -22,6 +23,8 @@ def crop_objects(
     margin: float,
     smallest: int,
     classes: Sequence[str] | None,
+    by: str = "name",
+    most: int | None = None,
 ) -> Counter[str]:
     """Write a square crop around every object whose category is known.
 
@@ -30,24 +33,32 @@ def crop_objects(
         images: folder of its images. output: folder to make.
         side: of the crops, pixels. margin: around the box, as a share of its longer side.
         smallest: objects whose box has a shorter side than this many pixels are left out.
-        classes: names of the categories to take; None for all.
+        classes: names of the classes to take; None for all.
+        by: "name" or "supercategory" of the categories: what makes a class.
+        most: crops of a class at most: the first of them, one of every photograph before the second of any.
 
     Returns:
         crops a class. Raises InputError.
     """
     try:
         data = json.loads(annotations.read_text())
-        names = {entry["id"]: entry["name"] for entry in data["categories"]}
+        names = {entry["id"]: entry[by] for entry in data["categories"]}
         photos = {entry["id"]: entry for entry in data["images"] if entry.get("category_known", True)}
         objects = [entry for entry in data["annotations"] if entry["image_id"] in photos and not entry.get("iscrowd")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{annotations} is no COCO-format JSON with categories ({type(error).__name__}: {error})"
         ) from None
+    by_class: dict[str, dict[int, list[dict]]] = {}  # then by photograph
+    for entry in objects:
+        name = names.get(entry["category_id"])
+        if min(entry["bbox"][2:]) >= smallest and name is not None and (classes is None or name in classes):
+            by_class.setdefault(name, {}).setdefault(entry["image_id"], []).append(entry)
     counts: Counter[str] = Counter()
     by_image: dict[int, list[dict]] = {}
-    for entry in objects:
-        if min(entry["bbox"][2:]) >= smallest and (classes is None or names.get(entry["category_id"]) in classes):
+    for name, photographs in by_class.items():
+        rounds = (entry for turn in zip_longest(*photographs.values()) for entry in turn if entry is not None)
+        for entry in islice(rounds, most):
             by_image.setdefault(entry["image_id"], []).append(entry)
     for image_id, entries in tqdm(by_image.items(), desc="crops", unit="image", disable=None):
         path = images / photos[image_id]["file_name"]
@@ -82,14 +93,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=96, help="of the crops, pixels (96)")
     parser.add_argument("--margin", type=float, default=0.1, help="around the box, as a share of its longer side (0.1)")
     parser.add_argument("--smallest", type=int, default=32, help="least side of a box, pixels (32)")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these categories (default: all)")
+    parser.add_argument("--by", choices=["name", "supercategory"], default="name", help="what makes a class (name)")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
+    parser.add_argument("--most", type=int, help="crops of a class at most (default: all)")
 
     def run(args: argparse.Namespace) -> None:
-        if args.side < 1 or args.smallest < 1 or not 0 <= args.margin < 10:
-            raise InputError("--side and --smallest are at least 1 and --margin is not negative")
+        if min(args.side, args.smallest, 1 if args.most is None else args.most) < 1 or not 0 <= args.margin < 10:
+            raise InputError("--side, --smallest and --most are at least 1 and --margin is not negative")
         counts = crop_objects(
-            args.annotations, args.images, args.output, args.side, args.margin, args.smallest, args.classes
-        )
+            args.annotations, args.images, args.output, args.side, args.margin, args.smallest, args.classes, args.by,
+            args.most,
+        )  # fmt: skip
         print(f"{sum(counts.values())} crops of {len(counts)} classes in {args.output}: ", end="")
         print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
 

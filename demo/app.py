@@ -1,0 +1,6 @@
+"""The demo. See `python demo/app.py --help`."""
+
+from sam_bigltl.demo.cli import main
+
+if __name__ == "__main__":
+    main()

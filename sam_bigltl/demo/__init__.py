@@ -1,0 +1,1 @@
+"""The demo: a page on which clicks and boxes become masks, and on which one sees what the encoder spent."""
