@@ -8,6 +8,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +164,7 @@ def predicted(photo: Path, prompt: dict, keep_ratio: float = 0.5) -> tuple[np.nd
 def screenshot(page: Page, name: str, photo_folder: Path) -> None:
     folder = Path(os.environ.get("SCREENSHOTS", photo_folder))
     page.page.wait_for_timeout(300)
-    shot = page.page.screenshot()
-    from io import BytesIO
-
+    shot = page.page.screenshot(full_page=name == "tokens")
     Image.open(BytesIO(shot)).convert("RGB").save(folder / f"demo_{name}.jpg", quality=88)
 
 
@@ -369,6 +368,7 @@ def test_how_it_looks(browser, address: str, tmp_path: Path) -> None:  # noqa: A
             user.page.select_option("#canvas .overlay", "tokens")
             user.page.check("#canvas .compare")
             user.page.wait_for_selector("#canvas .comparison:not([hidden])")
+            user.page.mouse.move(0, 0)
         screenshot(user, name, tmp_path)
         wide = user.page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
         assert not wide, f"{name} scrolls sideways at {width} px"

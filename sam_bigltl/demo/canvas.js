@@ -297,7 +297,10 @@ find('.compare').onchange = () => { if (find('.compare').checked && photo) trigg
 
 // One function for all props: an answer brings several of them, in any order.
 async function update() {
-  if (props.photo && props.photo.serial !== photo?.serial) { photo = props.photo; corner = pressed = null; }
+  if (props.photo && props.photo.serial !== photo?.serial) {
+    photo = props.photo; corner = pressed = null;
+    view.style.width = 'min(100%, ' + (68 * photo.width / photo.height).toFixed(2) + 'vh)';
+  }
   if (props.tokens && props.tokens.serial !== tokens?.serial) takeTokens(props.tokens);
   if (props.regions) regions = props.regions;
   if (props.dense && props.dense.serial !== dense?.serial) { dense = props.dense; comparison(); }
