@@ -304,7 +304,9 @@ class SamPredictor(segment_anything.SamPredictor):
     def get_embedding(self) -> embeddings.Embedding:
         """Everything that setting the images computed, for `set_embedding`."""
         self._image_sizes(0)
-        return embeddings.Embedding(self.features, [self._image_sizes(i) for i in range(len(self.features))], self._route)
+        return embeddings.Embedding(
+            self.features, [self._image_sizes(i) for i in range(len(self.features))], self._route
+        )
 
     def set_embedding(self, embedding: embeddings.Embedding) -> None:
         """Set the images that an `embedding` of the same model is of, without running the encoder."""

@@ -137,7 +137,9 @@ def test_points_and_objects_are_bounded() -> None:
     assert len(history.present.current.prompt.points) == 64
     with pytest.raises(InputError, match="64 objects already"):
         for _ in range(65):
-            history = act(act(history, {"kind": "new"}, SIZE), {"kind": "box", "x0": 0, "y0": 0, "x1": 9, "y1": 9}, SIZE)
+            history = act(
+                act(history, {"kind": "new"}, SIZE), {"kind": "box", "x0": 0, "y0": 0, "x1": 9, "y1": 9}, SIZE
+            )
 
 
 def test_photographs() -> None:

@@ -25,6 +25,7 @@ from sam_bigltl.demo.cli import example_photos
 from sam_bigltl.demo.engine import Engine
 from sam_bigltl.registry import default_checkpoint
 
+
 def find_chromium() -> str | None:
     """The system's, or else the one that playwright has installed."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
@@ -107,7 +108,9 @@ class Page:
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a pixel of the photograph is on the page."""
         frame = self.page.locator("#canvas .view").bounding_box()
-        size = self.page.evaluate("(() => { const v = document.querySelector('#canvas .view'); return [v.width, v.height]; })()")
+        size = self.page.evaluate(
+            "(() => { const v = document.querySelector('#canvas .view'); return [v.width, v.height]; })()"
+        )
         return frame["x"] + x * frame["width"] / size[0], frame["y"] + y * frame["height"] / size[1]
 
     def click(self, x: float, y: float) -> None:
@@ -136,7 +139,8 @@ class Page:
 
     def colour_at(self, x: float, y: float) -> list[int]:
         return self.page.evaluate(
-            "([x, y]) => [...document.querySelector('#canvas .view').getContext('2d').getImageData(x, y, 1, 1).data]", [x, y]
+            "([x, y]) => [...document.querySelector('#canvas .view').getContext('2d').getImageData(x, y, 1, 1).data]",
+            [x, y],
         )
 
     def toast(self) -> str:
@@ -262,7 +266,9 @@ def test_keep_ratio_and_what_the_encoder_did(page: Page, photo: Path, tmp_path: 
     captions = page.page.locator("#canvas .comparison figcaption").all_inner_texts()
     assert "keep_ratio 0.25" in captions[0] and "dense" in captions[1] and "object 1" in captions[1]
     page.answered(lambda: page.page.check("#auto input"))
-    full, dense_again = map(float, re.search(r"([\d.]+) of ([\d.]+) GMACs", page.page.inner_text("#canvas .status")).groups())
+    full, dense_again = map(
+        float, re.search(r"([\d.]+) of ([\d.]+) GMACs", page.page.inner_text("#canvas .status")).groups()
+    )
     assert dense_again == dense and full <= dense
 
 
@@ -294,7 +300,9 @@ def test_broken_photographs_leave_the_page_alive(page: Page, photo: Path, tmp_pa
     half.write_bytes(photo.read_bytes()[:3000])
     page.answered(lambda: page.page.set_input_files("#canvas input[type=file]", half))
     page.page.click("#download-mask")
-    page.page.wait_for_function("[...document.querySelectorAll('.toast-body')].some((e) => e.innerText.includes('no photograph'))")
+    page.page.wait_for_function(
+        "[...document.querySelectorAll('.toast-body')].some((e) => e.innerText.includes('no photograph'))"
+    )
     page.open(photo)
     page.click(200, 150)
     assert page.page.locator("#canvas .candidates button").count() == 3
@@ -308,13 +316,17 @@ def test_everything_mode_and_its_stop(page: Page, photo: Path) -> None:
     page.page.click("#start")
     page.page.wait_for_function("Number(document.querySelector('#bar').getAttribute('aria-valuenow')) > 0")
     page.page.click("#stop")
-    page.page.wait_for_function("Number(document.querySelector('#bar').getAttribute('aria-valuenow')) === 0", timeout=20000)
+    page.page.wait_for_function(
+        "Number(document.querySelector('#bar').getAttribute('aria-valuenow')) === 0", timeout=20000
+    )
     assert "regions" not in page.page.inner_text("#canvas .status")
     for index, value in enumerate(("6", "0.3", "0.3")):
         page.page.fill(f"#everything input[type=number] >> nth={index}", value)
         page.page.locator(f"#everything input[type=number] >> nth={index}").blur()
     page.page.click("#start")
-    page.page.wait_for_function("/[1-9]\\d* regions/.test(document.querySelector('#canvas .status').innerText)", timeout=60000)
+    page.page.wait_for_function(
+        "/[1-9]\\d* regions/.test(document.querySelector('#canvas .status').innerText)", timeout=60000
+    )
     assert {entry["name"] for entry in page.coco()["categories"]} == {"region"}
 
 
@@ -354,7 +366,12 @@ def test_a_click_is_quick(page: Page, photo: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.skipif(not example_photos(), reason="the photographs come with scikit-image")
 def test_how_it_looks(browser, address: str, tmp_path: Path) -> None:  # noqa: ANN001
-    for name, width, dark in (("empty", 1400, False), ("objects", 1400, False), ("tokens", 1400, True), ("narrow", 800, False)):
+    for name, width, dark in (
+        ("empty", 1400, False),
+        ("objects", 1400, False),
+        ("tokens", 1400, True),
+        ("narrow", 800, False),
+    ):
         user = Page(browser, address, width, dark)
         if name != "empty":
             user.answered(lambda user=user: user.page.click("#canvas .examples button >> nth=0"))

@@ -146,12 +146,8 @@ def build_app(engine: Engine, keep_ratio: KeepRatio, examples: dict[str, np.ndar
         canvas.act(act, session, canvas, **often)
         canvas.compare(compare, session, canvas, **(seldom | dict(trigger_mode="always_last")))
         for control in (ratio, automatic):  # while the slider moves, only where it is when the encoder is free again
-            control.change(
-                encode, [session, ratio, automatic], canvas, **(seldom | dict(trigger_mode="always_last"))
-            )
-        start.click(
-            everything, [session, points, iou, stability], [bar, canvas], **(tuned | dict(concurrency_limit=2))
-        )
+            control.change(encode, [session, ratio, automatic], canvas, **(seldom | dict(trigger_mode="always_last")))
+        start.click(everything, [session, points, iou, stability], [bar, canvas], **(tuned | dict(concurrency_limit=2)))
         stop.click(lambda own: own.stop.set(), session, None, **(tuned | dict(queue=False)))
         for kind, button in buttons.items():
             button.click(download(kind), session, hand_over, **often)

@@ -35,8 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help="(the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
-    parser.add_argument("--auth", action="append", metavar="NAME:PASSWORD", help="ask for a login; again for more users")
-    parser.add_argument("--max-side", type=int, default=1280, metavar="PX", help="larger photographs are reduced (1280)")
+    parser.add_argument(
+        "--auth", action="append", metavar="NAME:PASSWORD", help="ask for a login; again for more users"
+    )
+    parser.add_argument(
+        "--max-side", type=int, default=1280, metavar="PX", help="larger photographs are reduced (1280)"
+    )
     parser.add_argument("--cache", type=int, default=32, metavar="N", help="embeddings to keep (32)")
 
 

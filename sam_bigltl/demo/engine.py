@@ -151,7 +151,9 @@ class Engine:
 class _Everything(SamAutomaticMaskGenerator):
     """The generator on an embedding that is there already, telling how far it is."""
 
-    def __init__(self, sam: Sam, embedding: Embedding, report: Callable[[float], None], stop: threading.Event, **options):  # noqa: ANN003
+    def __init__(
+        self, sam: Sam, embedding: Embedding, report: Callable[[float], None], stop: threading.Event, **options
+    ):  # noqa: ANN003
         super().__init__(sam, points_per_batch=16, output_mode="coco_rle", **options)
         transform = self.predictor.transform
         self.predictor = _Ready(sam)

@@ -61,7 +61,9 @@ def open_photo(content: bytes, file_name: str, longest: int) -> Photo:
     if not content:
         raise InputError(f"{name} is empty (0 bytes): choose a JPEG, PNG or other image file")
     if len(content) > MOST_BYTES:
-        raise InputError(f"{name} has {len(content) / 2**20:.0f} MB: the demo takes {MOST_BYTES / 2**20:.0f} MB at most")
+        raise InputError(
+            f"{name} has {len(content) / 2**20:.0f} MB: the demo takes {MOST_BYTES / 2**20:.0f} MB at most"
+        )
     try:
         with Image.open(BytesIO(content)) as header:  # reads no pixels yet
             width, height = header.size

@@ -135,7 +135,7 @@ class Session:
     # what the user takes away
 
     def download(self, kind: str) -> dict[str, str]:
-        """"mask", "cutout", "coco" or "python": name and data URL of a file, or text to copy. Raises InputError."""
+        """ "mask", "cutout", "coco" or "python": name and data URL of a file, or text to copy. Raises InputError."""
         photo, item = self._photo(), self.history.present.current
         stem = photo.file_name.rsplit(".", 1)[0] or "photo"
         if kind == "coco":
