@@ -18,7 +18,9 @@ from torch.func import functional_call
 
 from . import embeddings
 from .decode import draw, read_prompts
+from .encoder import BigLittleEncoder
 from .errors import InputError
+from .focus import box_weights
 from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_torch_prompts
 
 # Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc gives
@@ -66,14 +68,26 @@ class SamPredictor(segment_anything.SamPredictor):
         self._route = None
         self._sizes: list[tuple[tuple[int, int], tuple[int, int]]] = []  # (original, input) of every image
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Embed `image`, uint8 of shape (H, W, 3), whose channels are in the order `image_format`, RGB or BGR."""
-        self.set_images([image], image_format)
+    def set_image(
+        self, image: np.ndarray, image_format: str = "RGB", *, boxes: Sequence[Sequence[float]] | None = None
+    ) -> None:
+        """Embed `image`, uint8 of shape (H, W, 3), whose channels are in the order `image_format`, RGB or BGR.
 
-    def set_images(self, images: Sequence[np.ndarray], image_format: str = "RGB") -> None:
+        `boxes` (n, 4), x0, y0, x1, y1 in pixels, are regions that will be prompted: below keep_ratio 1.0 the big tokens are
+        sought there first (`sam_bigltl.focus`).
+        """
+        self.set_images([image], image_format, boxes=None if boxes is None else [boxes])
+
+    def set_images(
+        self,
+        images: Sequence[np.ndarray],
+        image_format: str = "RGB",
+        *,
+        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
+    ) -> None:
         """Embed several images, of any sizes, in one call of the encoder.
 
-        `predict(..., image_index=i)` then answers for `images[i]`.
+        `predict(..., image_index=i)` then answers for `images[i]`; `boxes[i]` are of that image, as in `set_image`.
         """
         if len(images) == 0:
             raise InputError("set_images needs at least one image")
@@ -83,7 +97,8 @@ class SamPredictor(segment_anything.SamPredictor):
             images = [image[..., ::-1] for image in images]
         resized = [torch.as_tensor(self.transform.apply_image(image), device=self.device) for image in images]
         resized = [image.permute(2, 0, 1).contiguous()[None] for image in resized]  # 1 x 3 x h x w each
-        self._encode(resized, [(image.shape[0], image.shape[1]) for image in images])
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        self._encode(resized, sizes, None if boxes is None else self._focus(boxes, sizes))
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
         """Embed an image of shape (1, 3, h, w) that `ResizeLongestSide` has already resized.
@@ -97,14 +112,37 @@ class SamPredictor(segment_anything.SamPredictor):
         self._encode(list(transformed_image.split(1)), [tuple(original_image_size)] * shape[0])
 
     @torch.no_grad()
-    def _encode(self, images: list[torch.Tensor], original_sizes: list[tuple[int, int]]) -> None:
+    def _encode(
+        self, images: list[torch.Tensor], original_sizes: list[tuple[int, int]], focus: torch.Tensor | None = None
+    ) -> None:
         self.reset_image()
         encoder = self.model.image_encoder
         batch = torch.cat([self.model.preprocess(image) for image in images])  # B x 3 x img_size x img_size
-        features = encoder(batch.to(_dtype(encoder, batch.dtype)))
+        if focus is not None:
+            encoder.focus = focus
+        try:
+            features = encoder(batch.to(_dtype(encoder, batch.dtype)))
+        finally:
+            if focus is not None:
+                encoder.focus = None
         input_sizes = [tuple(image.shape[-2:]) for image in images]
         self._set(features, list(zip(original_sizes, input_sizes, strict=True)))
         self._route = getattr(encoder, "last_route", None)
+
+    def _focus(self, boxes: Sequence, sizes: list[tuple[int, int]]) -> torch.Tensor:
+        """Factors on the importance of the tokens of each image, (B, N)."""
+        encoder = self.model.image_encoder
+        if not isinstance(encoder, BigLittleEncoder) or encoder.is_dense:
+            raise InputError("this encoder computes every token: leave boxes out of set_image")
+        if len(boxes) != len(sizes):
+            raise InputError(f"boxes are needed for each of the {len(sizes)} images, but {len(boxes)} are given")
+        weights = []
+        for own, size in zip(boxes, sizes):
+            checked = np.stack([check_box(box, size) for box in own]) if len(own) else np.zeros((0, 4))
+            frame = torch.as_tensor(self.transform.apply_boxes(checked, size)).to(torch.float32)
+            grid = (encoder.config.side, encoder.config.side)
+            weights.append(box_weights(frame, grid, encoder.config.patch_size).flatten())
+        return torch.stack(weights).to(self.device)
 
     def _set(self, features: torch.Tensor, sizes: list[tuple[tuple[int, int], tuple[int, int]]]) -> None:
         self.features = features.to(self.device, _dtype(self.model.mask_decoder, features.dtype))

@@ -81,6 +81,7 @@ class Trunk(nn.Module):
         prefix: tokens at the start that are always big and never scored, such as a class token.
         last_route: what the last forward pass selected.
         taps: filled by a forward pass where it is a `Taps`.
+        focus: factors on the importance of tokens for the next passes, (B, N), or None; see `sam_bigltl.focus`.
         gradient_checkpointing: trade time for memory in training.
     """
 
@@ -91,6 +92,7 @@ class Trunk(nn.Module):
         self.auto_mass = 0.9
         self.last_route: Route | None = None
         self.taps: Taps | None = None
+        self.focus: Tensor | None = None
         self.gradient_checkpointing = False
         self._keep_ratio: KeepRatio = 1.0
 
@@ -216,6 +218,9 @@ class Trunk(nn.Module):
         """x (B, N, C) -> (B, N, C), and what was selected. `big` and `small` hold the windows of both paths."""
         little = transition.down(x)  # (B, N, C_E)
         scores = transition.router(little[:, self.prefix :])  # (B, N - prefix)
+        if self.focus is not None:
+            scores = scores * self.focus
+            scores = scores / scores.sum(dim=1, keepdim=True)
         indices = top_tokens(scores.detach(), self._count(scores, ratio))
         gate = straight_through_gate(scores, indices) if torch.is_grad_enabled() else None  # (B, K, 1)
         if self.prefix:

@@ -72,6 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--refine", nargs="+", metavar="N", help="corrective points after a box at which IoU is taken")
     own.add_argument("--mask-feedback", action=argparse.BooleanOptionalAction, default=None,
                      help="give each further prediction the logits of the one before")  # fmt: skip
+    own.add_argument("--focus", action="store_true", help="tell the encoder the boxes that will be prompted, so that it "
+                     "seeks its big tokens there first (prompt-aware routing)")  # fmt: skip
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
@@ -117,7 +119,10 @@ def run(args: argparse.Namespace) -> None:
         seed=_whole(args.seed, "--seed", 0),
         batch_size=_whole(args.batch_size, "--batch-size", 0),
         workers=_whole(args.workers, "--workers", 0),
+        focus=args.focus,
     )
+    if plan.focus and (args.model or plan.prompts != ("box",)):
+        raise InputError("--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone")
     device = _device(args.device)
     check_precision(args.dtype, device)
     run_job(Job(

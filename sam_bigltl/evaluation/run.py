@@ -175,6 +175,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "seed": plan.seed,
         "dtype": job.precision + " native" * job.native,
         "batch_size": plan.batch_size,
+        "focus": plan.focus,
     }
 
 

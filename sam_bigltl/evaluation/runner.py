@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +44,7 @@ class Plan:
         seed: of the random clicks.
         batch_size: prompts decoded at once; 0 makes one `predict` a prompt, as a user would.
         workers: threads that read images ahead; 0 reads them in turn.
+        focus: tell the encoder the annotations' boxes, for prompt-aware routing.
     """
 
     protocol: Protocol = PROTOCOLS["A"]
@@ -52,6 +54,7 @@ class Plan:
     seed: int = 0
     batch_size: int = 8
     workers: int = 1
+    focus: bool = False
 
     def steps(self, prompt: str) -> list[int]:
         """Numbers of points at which IoU is taken, ascending."""
@@ -119,7 +122,7 @@ def evaluate(
             is not 1.0. An image that cannot be read is not an exception but a record with `error`.
     """
     check_keep_ratios(predictor, plan.keep_ratios)
-    if "box" in plan.prompts and plan.protocol.box == "json":
+    if plan.focus or ("box" in plan.prompts and plan.protocol.box == "json"):
         _check_boxes(images)
     records = []
     decoder, tally = decoder_for(predictor, plan.batch_size), _Tally()
@@ -245,10 +248,13 @@ def _image_record(
     predictor = decoder.predictor
     record = ImageRecord(image.id, [], {}, [], [])
     targets = [annotation.mask() for annotation in image.annotations]
+    encode: Callable[..., None] = predictor.set_image
+    if plan.focus:
+        encode = partial(encode, boxes=[box_xyxy(annotation.bbox) for annotation in image.annotations])
     for ratio in plan.keep_ratios:
         if _routes(predictor):
             predictor.model.image_encoder.keep_ratio = ratio
-        record.encode_seconds.append(_timed(predictor, predictor.set_image, pixels)[1])
+        record.encode_seconds.append(_timed(predictor, encode, pixels)[1])
         for prompt in plan.prompts:
             if prompt == "detector":
                 _run_detector(decoder, record, ratio, plan, detections)
