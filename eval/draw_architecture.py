@@ -1,6 +1,6 @@
 """Draw docs/architecture.png: one encoder of the registry, with its own sizes and counted parameters.
 
-    python eval/draw_architecture.py --model bigltl_b --keep-ratio 0.25 --output docs/architecture.png
+python eval/draw_architecture.py --model bigltl_b --keep-ratio 0.25 --output docs/architecture.png
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def box(
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = PLAIN) -> None:
     """A straight arrow."""
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, lw=1.1, color=colour, shrinkA=0, shrinkB=0))
+    ax.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, lw=1.1, color=colour, shrinkA=0, shrinkB=0)
+    )
 
 
 def path(ax: Axes, points: list[tuple[float, float]], colour: str = PLAIN) -> None:
@@ -108,7 +110,14 @@ def draw_encoder(ax: Axes, own: Numbers, y: float) -> None:
         x = left + number * (width + gap)
         ax.add_patch(Rectangle((x, y), width, 1.5, ec=PLAIN, fc="white", lw=1.1))
         first, last = layers[0] + 1, layers[-1] + 1
-        ax.text(x + width / 2, y + 1.2, f"stage {number + 1}: layers {first}-{last}", ha="center", va="center", fontsize=SMALL)
+        ax.text(
+            x + width / 2,
+            y + 1.2,
+            f"stage {number + 1}: layers {first}-{last}",
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+        )
         step = (width - 0.3) / len(layers)
         for place, layer in enumerate(layers):
             whole = layer in config.global_layers

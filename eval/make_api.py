@@ -1,7 +1,7 @@
 """Write docs/api.md from the signatures and docstrings of the package.
 
-    python eval/make_api.py            # after a public docstring or signature has changed
-    python eval/make_api.py --check    # exit code 2 where the page is not what the code says
+python eval/make_api.py            # after a public docstring or signature has changed
+python eval/make_api.py --check    # exit code 2 where the page is not what the code says
 """
 
 from __future__ import annotations
