@@ -17,7 +17,7 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings tomli
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE_FOLDERS = ("sam_bigltl", "eval", "demo", "tests")
+SOURCE_FOLDERS = ("sam_bigltl", "eval", "demo", "examples", "tests")
 # Home and working folders of one machine. The lookbehind leaves relative paths and URLs alone.
 MACHINE_PATH = re.compile(rb"(?<![\w.\-/])/(?:work|root|home/\w+|Users/\w+)/")
 
