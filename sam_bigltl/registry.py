@@ -75,9 +75,9 @@ sam_model_registry["default"] = sam_model_registry["bigltl_h"]
 
 
 def default_checkpoint() -> Path:
-    """The shipped weights, `checkpoints/bigltl_mini.safetensors`, of the current folder or of this checkout."""
-    name = Path("checkpoints") / "bigltl_mini.safetensors"
-    for folder in (Path.cwd(), Path(__file__).resolve().parent.parent):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"no {name} here or in the checkout of sam_bigltl: give a checkpoint with --checkpoint PATH")
+    """The shipped weights, `bigltl_mini.safetensors`: of the installed package, else of this checkout's `checkpoints/`."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "weights", package.parent / "checkpoints"):
+        if (folder / "bigltl_mini.safetensors").is_file():
+            return folder / "bigltl_mini.safetensors"
+    raise InputError("this installation has lost bigltl_mini.safetensors: install it again, or use --checkpoint PATH")
