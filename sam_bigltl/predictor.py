@@ -57,6 +57,20 @@ class SamPredictor(segment_anything.SamPredictor):
         self.transform = ResizeLongestSideFloat32(sam_model.image_encoder.img_size)
         self._position: tuple[torch.Tensor, int, torch.Tensor] | None = None  # see `_dense_position`
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PathLike[str],
+        *,
+        keep_ratio: float | tuple[float, ...] | str | None = None,
+        device: str | torch.device | None = None,
+        **download: Any,
+    ) -> SamPredictor:
+        """A predictor of a folder or of a Hugging Face repository, see `sam_bigltl.hub.from_pretrained`."""
+        from .hub import from_pretrained
+
+        return cls(from_pretrained(name, keep_ratio=keep_ratio, device=device, **download))
+
     @property
     def route(self) -> Any | None:
         """The `Route` that the encoder took for the images now set, or None (plain encoder, loaded embedding)."""
