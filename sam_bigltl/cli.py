@@ -14,6 +14,7 @@ from .errors import ArgumentParser, run_cli
 COMMANDS = {
     "segment": ("segment", "add_segment_arguments", "run_segment", "masks of one photograph from boxes or points"),
     "convert": ("convert_cli", "add_arguments", "run", "a SAM checkpoint to a big.LITTLE model"),
+    "download": ("download", "add_arguments", "run", "SAM's published checkpoints"),
     "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),
     "distill": ("training.distill_cli", "add_arguments", "run", "a big.LITTLE student from a SAM, on photographs"),
     "eval": ("evaluation.cli", "add_arguments", "run", "mIoU on masks in COCO format"),
