@@ -59,12 +59,14 @@ def _decode(file: Path | BytesIO, name: Path | str) -> np.ndarray:
 def write_image(path: str | PathLike[str], image: np.ndarray) -> None:
     """Write a uint8 array of shape (H, W, 3) RGB or (H, W) grey; the suffix of `path` gives the format.
 
-    Missing parent folders are made. Raises InputError when the file cannot be written.
+    Missing parent folders are made; the file is whole or not there. Raises InputError when it cannot be written.
     """
     path = Path(path)
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(image)).save(path)
+        Image.fromarray(np.ascontiguousarray(image)).save(partial)
+        partial.replace(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {reason}") from None

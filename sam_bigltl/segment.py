@@ -17,9 +17,11 @@ from pycocotools import mask as mask_utils
 
 from .devices import parse_device, synchronize
 from .errors import InputError
+from .evaluation.files import whole_file
 from .images import read_image, write_image
 from .precision import PRECISIONS, check_precision
 from .predictor import SamPredictor
+from .routing import Route
 from .visualize import overlay, routing_picture
 
 
@@ -66,14 +68,18 @@ EXAMPLES = """\
 examples:
   sam-bigltl segment photo.jpg --box 20,30,200,180 --keep-ratio 0.5 --out out
   sam-bigltl segment photo.jpg --point 120,90 --point 10,10,0
-"""
+  sam-bigltl segment photos/ --prompts prompts.json --workers 2 --out out
+
+prompts.json holds what to segment in each photograph of the folder, one entry an object, in pixels:
+  {"street.jpg": [{"box": [20, 30, 200, 180]}, {"point_coords": [[120, 90], [10, 10]], "point_labels": [1, 0]}]}
+The folder's masks go to OUT/street_masks.json and so on. Interrupted, the same command goes on where it stopped."""
 
 
 def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `sam-bigltl segment`."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("image", help="photograph: JPEG, PNG or another format that Pillow reads")
+    parser.add_argument("image", help="photograph (JPEG, PNG or another format that Pillow reads), or a folder of them")
     parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: checkpoints/bigltl_mini.safetensors)")
     parser.add_argument(
         "--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
@@ -90,6 +96,14 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--all-masks", action="store_true", help="keep all three masks of a prompt, not the best one")
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: %(default)s)")
+    folder = parser.add_argument_group("a folder of photographs")
+    folder.add_argument("--prompts", metavar="JSON", help="what to segment in each of its photographs, see below")
+    folder.add_argument(
+        "--workers", type=int, default=2, metavar="N",
+        help="threads that read photographs ahead and write results behind the model; any number gives the same masks "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    folder.add_argument("--pictures", action="store_true", help="write overlay, masks and routing as pictures too")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
     parser.add_argument(
         "--dtype", default="float32", metavar="|".join(PRECISIONS), help="of the encoder (default: %(default)s)"
@@ -101,6 +115,12 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_segment(args: argparse.Namespace) -> None:
     """Segment `args.image`, write the results to `args.out`, and print a table. Raises InputError on bad input."""
+    if Path(args.image).is_dir():
+        from .segment_folder import run_folder
+
+        return run_folder(args)
+    if args.prompts is not None:
+        raise InputError(f"--prompts is for a folder of photographs, and {args.image} is none")
     prompts = parse_prompts(args.box, args.point)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
@@ -112,7 +132,8 @@ def run_segment(args: argparse.Namespace) -> None:
         set_keep_ratio(predictor, keep_ratio)
     encoder_ms, _ = timed(lambda: predictor.set_image(image), device)
     segments = [segment for prompt in prompts for segment in segment_prompt(predictor, prompt, args.all_masks)]
-    paths = write_results(Path(args.out), Path(args.image).name, image, predictor, segments)
+    out, name = Path(args.out), Path(args.image).name
+    paths = [*write_pictures(out, name, image, predictor.route, segments), write_masks(out, name, segments)]
     print(table(segments))
     where = f"on {device} in {args.dtype}" + " native" * args.native
     print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, {where}")
@@ -186,28 +207,47 @@ def set_keep_ratio(predictor: SamPredictor, keep_ratio: float | tuple[float, ...
 def segment_prompt(predictor: SamPredictor, prompt: Prompt, all_masks: bool = False) -> list[Segment]:
     """The mask with the highest predicted IoU of the image that is set, or all three, best first."""
     milliseconds, (masks, scores, _) = timed(lambda: predictor.predict(**prompt.arguments()), predictor.device)
+    return ranked(masks, scores, prompt, milliseconds, all_masks)
+
+
+def ranked(
+    masks: np.ndarray, scores: np.ndarray, prompt: Prompt, milliseconds: float, all_masks: bool
+) -> list[Segment]:
+    """Of masks (3, H, W) with predicted IoUs (3,) the best one, or all, best first."""
     order = np.argsort(-scores, kind="stable")[: None if all_masks else 1]
-    return [Segment(masks[i], float(scores[i]), prompt, milliseconds) for i in order]
+    return [Segment(masks[i].copy(), float(scores[i]), prompt, milliseconds) for i in order]  # lets the others go
 
 
-def write_results(
-    folder: Path, file_name: str, image: np.ndarray, predictor: SamPredictor, segments: Sequence[Segment]
+def write_pictures(
+    folder: Path, file_name: str, image: np.ndarray, route: Route | None, segments: Sequence[Segment]
 ) -> list[Path]:
-    """Write overlay, masks, COCO JSON and, where the encoder routed, the routing picture. Returns the paths."""
+    """Write overlay, masks and, where the encoder routed, the routing picture. Returns the paths."""
     stem = Path(file_name).stem
     pictures = {f"{stem}_overlay.png": draw_segments(image, segments)}
     for number, segment in enumerate(segments, start=1):
         pictures[f"{stem}_mask_{number}.png"] = segment.mask.astype(np.uint8) * 255
-    if predictor.route is not None:
-        pictures[f"{stem}_routing.png"] = routing_picture(image, predictor.route)
+    if route is not None:
+        pictures[f"{stem}_routing.png"] = routing_picture(image, route)
     for name, picture in pictures.items():
         write_image(folder / name, picture)
-    json_path = folder / f"{stem}_masks.json"
+    return [folder / name for name in pictures]
+
+
+def masks_path(folder: Path, file_name: str) -> Path:
+    """Where the masks of a photograph go."""
+    return folder / f"{Path(file_name).stem}_masks.json"
+
+
+def write_masks(folder: Path, file_name: str, segments: Sequence[Segment]) -> Path:
+    """Write the masks as COCO-style records, whole or not at all. Returns the path."""
+    path = masks_path(folder, file_name)
     try:
-        json_path.write_text(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
     except OSError as error:
-        raise InputError(f"cannot write {json_path}: {error.strerror}") from None
-    return [*(folder / name for name in pictures), json_path]
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    return path
 
 
 def draw_segments(image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:

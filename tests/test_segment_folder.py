@@ -1,0 +1,208 @@
+"""`sam-bigltl segment FOLDER`: the masks of the predictor, in whole files, whatever interrupts the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from sam_bigltl import SamPredictor, load_sam
+from sam_bigltl.cli import main
+from sam_bigltl.convert import save_sam
+from sam_bigltl.errors import InputError
+from sam_bigltl.images import read_image
+from sam_bigltl.segment_folder import load_prompts
+from helpers import picture
+from little_models import dense_config, dense_sam
+
+BOXES = [{"box": [5, 4, 60, 40]}, {"box": [20.5, 10, 70, 45]}]
+POINTS = {"point_coords": [[20, 20], [70, 40]], "point_labels": [1, 0]}
+PROMPTS = {
+    "a.png": [*BOXES, POINTS, {"box": [0, 0, 30, 30]}, {"box": [5, 4, 60, 40], **POINTS}],
+    "b.jpg": [POINTS],
+    "sub/c.png": BOXES,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_sam(dense_sam(dense_config(little_dim=8)), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for seed, (name, size) in enumerate({"a.png": (48, 80), "b.jpg": (50, 90), "sub/c.png": (60, 72)}.items()):
+        Image.fromarray(picture(*size, seed=seed)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def segment(photos, checkpoint, tmp_path):
+    """Run the command in this process; returns the folder of the results."""
+
+    def run(*options: object, prompts: object = PROMPTS, out: str = "out") -> Path:
+        path = tmp_path / "prompts.json"
+        path.write_text(prompts if isinstance(prompts, str) else json.dumps(prompts))
+        fixed = ["--prompts", path, "--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path / out]
+        main(["segment", *map(str, [photos, *fixed, *options])])
+        return tmp_path / out
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("all_masks", [False, True])
+def test_masks_are_those_of_the_predictor(segment, photos, checkpoint, all_masks):
+    out = segment("--keep-ratio", "0.5", *["--all-masks"] * all_masks)
+    names = {"settings.json", "a_masks.json", "b_masks.json", "sub/c_masks.json"}
+    assert contents(out).keys() == names
+    sam = load_sam(checkpoint)
+    sam.image_encoder.keep_ratio = 0.5
+    predictor = SamPredictor(sam)
+    for name, asked in PROMPTS.items():
+        predictor.set_image(read_image(photos / name))
+        records = json.loads((out / Path(name).with_name(Path(name).stem + "_masks.json")).read_text())
+        expected = []
+        for prompt in asked:
+            arguments = {key: np.array(value) for key, value in prompt.items()}
+            masks, scores, _ = predictor.predict(**arguments)
+            chosen = np.argsort(-scores)[: 3 if all_masks else 1]
+            expected += [(prompt, masks[i], scores[i]) for i in chosen]
+        assert len(records) == len(expected)
+        for record, (prompt, mask, score) in zip(records, expected):
+            assert record["prompt"] == prompt and record["file_name"] == name
+            assert record["predicted_iou"] == pytest.approx(float(score), abs=1e-4)
+            assert (mask_utils.decode(record["segmentation"]) == mask).mean() > 0.999
+            assert record["area"] == mask_utils.area(record["segmentation"])
+
+
+def test_any_number_of_workers_writes_the_same_files(segment):
+    one = contents(segment("--workers", 1, "--pictures", out="one"))
+    assert contents(segment("--workers", 2, "--pictures", out="two")) == one
+    assert {"a_overlay.png", "a_mask_5.png", "sub/c_routing.png"} <= one.keys()
+    assert not [name for name in one if "partial" in name or ".part" in name]
+
+
+def test_results_that_are_there_are_kept_and_damaged_or_old_ones_made_again(segment, capsys):
+    before = contents(segment())
+    out = segment()
+    assert "0 of 3 photographs segmented" in capsys.readouterr().out.splitlines()[-1]
+    stamp = (out / "b_masks.json").stat().st_mtime_ns
+    (out / "a_masks.json").write_bytes(before["a_masks.json"][:200])
+    changed = {**PROMPTS, "sub/c.png": BOXES[:1]}
+    segment(prompts=changed)
+    assert (
+        "2 of 3 photographs segmented" in capsys.readouterr().out and (out / "b_masks.json").stat().st_mtime_ns == stamp
+    )
+    after = contents(out)
+    assert after["a_masks.json"] == before["a_masks.json"] and len(json.loads(after["sub/c_masks.json"])) == 1
+
+
+def test_other_settings_are_refused(segment, capsys):
+    segment("--keep-ratio", "0.5")
+    with pytest.raises(SystemExit) as end:
+        segment("--keep-ratio", "0.25")
+    assert end.value.code == 2 and "other settings (keep_ratio)" in capsys.readouterr().err
+
+
+def test_photographs_that_cannot_be_read_are_counted_and_named(segment, photos, capsys):
+    (photos / "b.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
+    (photos / "unasked.jpg").write_bytes(b"")
+    prompts = {"gone.jpg": BOXES, **PROMPTS, "sub/c.png": [{"box": [0, 0, 72, 61]}]}
+    with pytest.raises(SystemExit) as end:
+        segment(prompts=prompts)
+    captured = capsys.readouterr()
+    assert end.value.code == 1
+    lines = captured.err.splitlines()
+    assert lines[0] == "3 of 4 photographs could not be segmented:" and len(lines) == 4
+    assert all(name in captured.err for name in ("gone.jpg", "b.jpg is damaged", "c.png: 72,61 lies outside"))
+    assert "1 of 4 photographs segmented" in captured.out and ": 1 photographs of" in captured.out
+
+
+BAD = {
+    "no JSON": "{",
+    "a list": [],
+    "empty": {},
+    "no prompts": {"a.png": []},
+    "no list": {"a.png": {"box": [0, 0, 9, 9]}},
+    "unknown key": {"a.png": [{"bbox": [0, 0, 9, 9]}]},
+    "empty prompt": {"a.png": [{}]},
+    "three numbers": {"a.png": [{"box": [0, 0, 9]}]},
+    "text": {"a.png": [{"box": ["a", 0, 9, 9]}]},
+    "no area": {"a.png": [{"box": [9, 9, 9, 9]}]},
+    "no labels": {"a.png": [{"point_coords": [[1, 2]]}]},
+    "no points": {"a.png": [{"point_labels": [1]}]},
+    "label 2": {"a.png": [{"point_coords": [[1, 2]], "point_labels": [2]}]},
+    "outside the folder": {"../a.png": BOXES},
+    "absolute": {"/a.png": BOXES},
+    "one name": {"a.png": BOXES, "a.jpg": BOXES},
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_bad_prompts_are_one_line(tmp_path, content):
+    path = tmp_path / "prompts.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        load_prompts(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("options,text", [
+    (["--workers", 0], "--workers"), (["--box", "1,1,9,9"], "one photograph"), (["--out", __file__], "cannot write"),
+])  # fmt: skip
+def test_bad_options_are_one_line(segment, capsys, options, text):
+    with pytest.raises(SystemExit) as end:
+        segment(*options)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and text in error
+
+
+def test_a_folder_needs_prompts_and_prompts_a_folder(photos, capsys):
+    for arguments in ([photos], [photos / "a.png", "--prompts", "prompts.json"]):
+        with pytest.raises(SystemExit) as end:
+            main(["segment", *map(str, arguments)])
+        assert end.value.code == 2 and "--prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_run_leaves_whole_files_and_goes_on(segment, photos, checkpoint, tmp_path, number, code, capsys):
+    prompts = {f"{index}.jpg": BOXES for index in range(80)}
+    for name in prompts:
+        Image.fromarray(picture(240, 320)).save(photos / name)
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    out = tmp_path / "out"
+    command = ["segment", photos, "--prompts", tmp_path / "prompts.json", "--checkpoint", checkpoint, "--device", "cpu"]
+    root = str(Path(__file__).resolve().parents[1])
+    run = subprocess.Popen(
+        [sys.executable, "-m", "sam_bigltl.cli", *map(str, command), "--out", str(out), "--pictures"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while run.poll() is None and not list(out.glob("*_masks.json")):
+        time.sleep(0.01)
+    run.send_signal(number)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == code and "Traceback" not in error
+    first = {path: path.stat().st_mtime_ns for path in out.glob("*_masks.json")}
+    assert 0 < len(first) < 80 and all(len(json.loads(path.read_text())) == 2 for path in first)
+    segment("--pictures", prompts=prompts)
+    assert f"{len(first)} were there already" in capsys.readouterr().out
+    assert len(list(out.glob("*_masks.json"))) == 80 and len(list(out.glob("*_mask_2.png"))) == 80
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
