@@ -37,8 +37,11 @@ def check_points(coords: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return coords, labels
 
 
-def check_box(box: Any, size: tuple[int, ...]) -> np.ndarray:
-    """Return one x0, y0, x1, y1 box in pixels as an array of 4, or raise InputError. `size` is the image's (H, W)."""
+def check_box(box: Any, size: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return one x0, y0, x1, y1 box in pixels as an array of 4, or raise InputError.
+
+    `size` is the image's (H, W); None where it is not known yet.
+    """
     box = _numbers(box, "box")
     if box.shape not in ((4,), (1, 4)):
         raise InputError(f"box must hold 4 numbers x0, y0, x1, y1, not shape {box.shape}: predict_torch takes many")
@@ -47,9 +50,10 @@ def check_box(box: Any, size: tuple[int, ...]) -> np.ndarray:
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
     if x1 <= x0 or y1 <= y0:
         raise InputError(f"{shown} has no area: give x0 < x1 and y0 < y1 (two corners, not a width and height)")
-    height, width = size
-    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        raise InputError(f"{shown} lies outside the image of {width} x {height} pixels")
+    if size is not None:
+        height, width = size
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise InputError(f"{shown} lies outside the image of {width} x {height} pixels")
     return box
 
 

@@ -1,4 +1,7 @@
-"""`sam-bigltl segment`: masks of one photograph, from boxes or points, as pictures and COCO JSON."""
+"""`sam-bigltl segment`: masks of one photograph, from boxes or points, as pictures and COCO JSON.
+
+`segment_folder` does the same for many.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("image", help="photograph (JPEG, PNG or another format that Pillow reads), or a folder of them")
-    parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: checkpoints/bigltl_mini.safetensors)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: bigltl_mini, which is shipped)")
     parser.add_argument(
         "--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
         help="corners of a box around an object, in pixels; give it again for another object",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,23 +57,19 @@ def run_folder(args: argparse.Namespace) -> None:
         set_keep_ratio(predictor, keep_ratio)
     settings = {"keep_ratio": keep_ratio, "dtype": args.dtype, "native": args.native}
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
-    keep_settings(out, settings | {"checkpoint": sha256(checkpoint)})
+    resumed = keep_settings(out, settings | {"checkpoint": sha256(checkpoint)})
 
-    todo = {name: asked for name, asked in prompts.items() if not is_done(out, name, asked, args.all_masks)}
+    done = {name for name in prompts if resumed and is_done(out, name, prompts[name], args.all_masks)}
+    todo = {name: asked for name, asked in prompts.items() if name not in done}
     failed = segment_photos(predictor, folder, out, todo, args.workers, args.all_masks, args.pictures)
-    there, written = len(prompts) - len(todo), len(todo) - len(failed)
-    print(
-        f"{written} of {len(prompts)} photographs segmented into {out}" + f", {there} were there already" * (there > 0)
-    )
+    count = f"of {len(prompts)} photographs"
+    print(f"{len(todo) - len(failed)} {count} segmented into {out}, {len(done)} were there already")
     if unasked := sum(p.suffix.lower() in SUFFIXES and p.name not in prompts for p in folder.iterdir()):
         print(f"not in {args.prompts}: {unasked} photographs of {folder}")
     if failed:
-        print(
-            f"{len(failed)} of {len(prompts)} photographs could not be segmented:",
-            *failed.values(),
-            sep="\n",
-            file=sys.stderr,
-        )
+        print(f"{len(failed)} {count} could not be segmented:", file=sys.stderr)
+        for error in failed.values():
+            print(f"  {error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -110,7 +105,7 @@ def _prompt(record: Any, where: str) -> Prompt:
     box, points, labels = None, (), ()
     try:
         if "box" in record:
-            box = tuple(float(value) for value in check_box(record["box"], (math.inf, math.inf)))
+            box = tuple(float(value) for value in check_box(record["box"]))
         if "point_coords" in record or "point_labels" in record:
             coords, kinds = check_points(record.get("point_coords", []), record.get("point_labels"))
             points = tuple((float(x), float(y)) for x, y in coords)
@@ -120,8 +115,11 @@ def _prompt(record: Any, where: str) -> Prompt:
     return Prompt(box, points, labels)
 
 
-def keep_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Write `settings` into the folder, or compare: results of two models or keep ratios must not stand side by side."""
+def keep_settings(out: Path, settings: dict[str, Any]) -> bool:
+    """Write `settings` into the folder, or compare: results of two models or keep ratios must not stand side by side.
+
+    Returns whether the folder is that of an earlier run, of the same settings. Raises InputError where they are others.
+    """
     path = out / "settings.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
@@ -130,13 +128,14 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> None:
         changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
         if changed:
             raise InputError(f"{out} holds results of other settings ({', '.join(changed)}): {repair}")
-        return
+        return True
     try:
         out.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+    return False
 
 
 def is_done(out: Path, name: str, prompts: Sequence[Prompt], all_masks: bool) -> bool:

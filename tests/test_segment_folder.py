@@ -114,6 +114,16 @@ def test_results_that_are_there_are_kept_and_damaged_or_old_ones_made_again(segm
     assert after["a_masks.json"] == before["a_masks.json"] and len(json.loads(after["sub/c_masks.json"])) == 1
 
 
+def test_results_of_one_photograph_do_not_count(segment, photos, checkpoint, tmp_path, capsys):
+    """They were made with whatever settings."""
+    box = ",".join(map(str, BOXES[0]["box"]))
+    main(
+        ["segment", *map(str, [photos / "a.png", "--box", box, "--checkpoint", checkpoint, "--out", tmp_path / "out"])]
+    )
+    segment(prompts={"a.png": BOXES[:1]})
+    assert "1 of 1 photographs segmented" in capsys.readouterr().out
+
+
 def test_other_settings_are_refused(segment, capsys):
     segment("--keep-ratio", "0.5")
     with pytest.raises(SystemExit) as end:
