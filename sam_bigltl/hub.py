@@ -122,7 +122,12 @@ def _download(repo_id: str, **options: Any) -> Path:
     """The folder of the Hub's cache that holds a repository's weights and, where it has one, its configuration."""
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ModuleNotFoundError:
         raise InputError(
             f"there is no folder {repo_id}; to fetch it from the Hugging Face Hub: pip install huggingface_hub"
@@ -139,6 +144,11 @@ def _download(repo_id: str, **options: Any) -> Path:
         ) from None
     except EntryNotFoundError:
         raise InputError(f"the repository {repo_id} of the Hugging Face Hub holds no {WEIGHTS}") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"there is no folder {repo_id}, and no such repository on the Hugging Face Hub, or none that may be read: "
+            "check the name, or log in with hf auth login"
+        ) from None
     except HFValidationError:
         raise InputError(f"there is no folder {repo_id}, and it is no repository id such as someone/model") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -109,6 +110,23 @@ def test_repositories_offline(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it was not installed
     with pytest.raises(InputError, match="pip install huggingface_hub"):
         from_pretrained("someone/some-model")
+
+
+@pytest.mark.parametrize("name,text", [
+    ("RepositoryNotFoundError", "no such repository"), ("EntryNotFoundError", "holds no model.safetensors"),
+    ("HfHubHTTPError", "cannot be fetched"),
+])  # fmt: skip
+def test_what_the_hub_answers_is_one_line(monkeypatch, name, text):
+    hub = pytest.importorskip("huggingface_hub")
+    error = getattr(importlib.import_module("huggingface_hub.errors"), name)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error.__new__(error)  # its constructor wants an HTTP response
+
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    with pytest.raises(InputError, match=text) as caught:
+        from_pretrained("someone/some-model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_repository_in_the_cache(folder, monkeypatch, tmp_path):
