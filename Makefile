@@ -33,7 +33,7 @@ test-browser: $(STAMP)
 	$(VENV)/bin/python -m pytest -s tests/test_demo_browser.py
 
 # Made once, and again when the requirements change.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || { \
 	python="$(PYTHON)"; \
 	[ -n "$$python" ] || { echo "error: no Python 3.10 or newer found; install one or run make PYTHON=..." >&2; exit 1; }; \
