@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
     An interrupt (Ctrl-C) ends it with code 130. Anything else is a defect of ours and keeps its traceback.
     """
     keep_freed_memory()  # the process is the command's own
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are then read or refused in one line
     try:
         function(args)
     except InputError as error:

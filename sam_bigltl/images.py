@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -12,15 +11,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
 
-# What Pillow's decoders raise on damaged files, beside OSError.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Larger pictures are refused before a pixel of them is decoded: a file of a few bytes can declare any size. Below
+# Pillow's own limit (89 million), so that it has nothing to warn of in what is accepted.
+MOST_PIXELS = 80_000_000
 
 
 def read_image(path: str | PathLike[str]) -> np.ndarray:
     """Read a picture as a uint8 RGB array of shape (H, W, 3), turned upright as its EXIF orientation says.
 
     Grey and palette pictures become RGB, transparency is laid over white, 16-bit grey is scaled to 8 bits, and of
-    an animation the first frame is read. Raises InputError when there is no readable picture at `path`.
+    an animation the first frame is read. An EXIF block that is damaged is passed over. Raises InputError when there is
+    no readable picture at `path`, or one of more than `MOST_PIXELS`.
     """
     path = Path(path)
     try:
@@ -28,7 +29,9 @@ def read_image(path: str | PathLike[str]) -> np.ndarray:
             raise InputError(f"{path} is a folder: give the path of one image file")
         if not path.exists():
             raise InputError(f"image not found: {path}: check the path")
-        if path.is_file() and path.stat().st_size == 0:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise InputError(f"{path} is not a regular file: give the path of one image file")
+        if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes): give a JPEG, PNG or other image file")
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error.strerror}") from None
@@ -42,18 +45,40 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
 
 def _decode(file: Path | BytesIO, name: Path | str) -> np.ndarray:
     try:
-        with Image.open(file) as image:
+        with Image.open(file) as image:  # reads no pixels yet
+            _check_header(image, name)
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            image = _upright(image)
     except InputError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not an image that Pillow can read: give a JPEG, PNG or other image file") from None
     except PermissionError:
         raise InputError(f"{name} cannot be opened: permission denied") from None
-    except _DAMAGED as error:
+    except Exception as error:  # on damaged files every decoder raises what it happens to meet
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name} is damaged or incomplete ({reason}): save or download it again") from None
+    return _to_rgb(image, name)
+
+
+def _check_header(image: Image.Image, name: Path | str) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise _too_large(name)
+    if image.format == "EPS":  # a program, which Pillow has Ghostscript run
+        raise InputError(f"{name} is PostScript, not a photograph: convert it to JPEG or PNG")
+
+
+def _too_large(name: Path | str) -> InputError:
+    return InputError(f"{name} has too many pixels: make it smaller than {MOST_PIXELS // 10**6} megapixels")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # what is damaged is the EXIF block: the pixels are fine
+        return image
 
 
 def write_image(path: str | PathLike[str], image: np.ndarray) -> None:

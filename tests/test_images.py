@@ -1,11 +1,18 @@
 """read_image: every kind of picture becomes upright uint8 RGB, everything else one line of InputError."""
 
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import read_image, write_image
+from sam_bigltl.images import decode_image, read_image, write_image
 
 
 @pytest.fixture
@@ -123,3 +130,147 @@ def test_unwritable_target(tmp_path, rgb):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         write_image(tmp_path / "file" / "a.png", rgb)
+
+
+# ---------------------------------------------------------------- files that mean harm, or that were damaged
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(width: int, height: int, pixels: bytes = b"") -> bytes:
+    """An RGB PNG that says it has width x height pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">II", width, height) + b"\x08\2\0\0\0")
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that declare many pixels; that of the first really has them, as zeros."""
+    zeros = zlib.compressobj(1)
+    rows = b"".join(zeros.compress(bytes(1 + 3 * 10000)) for _ in range(10000)) + zeros.flush()
+    bmp = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 30000, 30000, 1, 24, 0, 0, 0, 0, 0, 0)
+    gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    webp = b"WEBPVP8L" + struct.pack("<IBI", 16, 0x2F, 16382 | 16382 << 14) + bytes(11)
+    return {
+        "full.png": png_of(10000, 10000, rows), "header.png": png_of(40000, 40000), "long.png": png_of(1, 2**31 - 1),
+        "just.png": png_of(9000, 8900), "a.bmp": bmp, "a.gif": gif,
+        "a.webp": b"RIFF" + struct.pack("<I", len(webp)) + webp,
+    }  # fmt: skip
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    paths = []
+    for name, content in bombs().items():
+        assert len(content) < 2_000_000
+        (tmp_path / name).write_bytes(content)
+        paths.append(str(tmp_path / name))
+    # In a process of its own, whose peak is not that of other tests. Decoded, the first one takes 300 MB.
+    script = """
+import resource, sys
+from sam_bigltl.images import read_image
+from sam_bigltl.errors import InputError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        read_image(path)
+        print("read", path)
+    except InputError as error:
+        print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *paths], capture_output=True, text=True, check=True
+    )
+    *messages, peak = done.stdout.splitlines()
+    assert len(messages) == len(paths) and done.stderr == ""
+    for path, message in zip(paths, messages):
+        assert message.startswith(path) and "80 megapixels" in message
+    assert int(peak) < 40 * 1024  # KB
+
+
+def test_the_limit_is_on_pixels_not_on_sides():
+    zeros = zlib.compress(bytes(20_000 * (1 + 3)))
+    assert decode_image(png_of(1, 20_000, zeros), "tall").shape == (20_000, 1, 3)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own
+def test_truncated_at_any_length(rgb):
+    for suffix in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"):
+        buffer = BytesIO()
+        Image.fromarray(rgb).save(buffer, suffix)
+        whole = buffer.getvalue()
+        shape = decode_image(whole, "whole").shape
+        refused = 0
+        for length in range(len(whole)):
+            try:
+                assert decode_image(whole[:length], "cut").shape == shape  # what ends in padding or comments
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error) and str(error).startswith("cut ")
+        assert refused > len(whole) // 2, suffix
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own
+def test_damaged_bytes_are_one_line(rgb):
+    """Formats whose decoders raise anything: IndexError (QOI), RuntimeError (AVIF), NotImplementedError (DDS)."""
+    random = np.random.default_rng(3)
+    for kind in ("QOI", "DDS", "JPEG2000", "TIFF", "PNG", "PCX"):
+        buffer = BytesIO()
+        Image.fromarray(rgb).save(buffer, kind)
+        for _ in range(100):
+            content = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+            content[random.integers(0, min(200, len(content)), 4)] = random.integers(0, 256, 4)
+            try:
+                image = decode_image(content[: random.integers(20, len(content))].tobytes(), "a")
+                check(image, (*image.shape[:2], 3))
+            except InputError as error:
+                assert "\n" not in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own
+def test_damaged_exif_leaves_the_pixels(rgb):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    buffer = BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG", exif=exif)
+    whole = buffer.getvalue()
+    assert decode_image(whole, "a").shape == (20, 12, 3)
+    start = whole.index(b"eXIf")
+    length = struct.unpack(">I", whole[start - 4 : start])[0]
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        block = np.frombuffer(whole[start + 4 : start + 4 + length], np.uint8).copy()
+        block[random.integers(0, length, 3)] = random.choice([0, 1, 255], 3)
+        damaged = whole[: start - 4] + png_chunk(b"eXIf", block.tobytes()) + whole[start + 8 + length :]
+        image = decode_image(damaged, "a")
+        assert (image == (rgb if image.shape == rgb.shape else np.rot90(rgb, -1))).all()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_animations_of_every_kind(tmp_path, suffix):
+    frames = [Image.new("RGB", (6, 5), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], **options)
+    assert Image.open(tmp_path / f"a.{suffix}").n_frames == 2
+    assert (read_image(tmp_path / f"a.{suffix}") == (255, 0, 0)).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_postscript_is_not_run(tmp_path, rgb, monkeypatch):
+    Image.fromarray(rgb).save(tmp_path / "a.eps")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    with pytest.raises(InputError, match="PostScript"):
+        read_image(tmp_path / "a.eps")
+
+
+def test_the_command_line_says_one_line(tmp_path):
+    """Pillow warns of what it meets; a command does not repeat that."""
+    (tmp_path / "a.png").write_bytes(png_of(12000, 12000))  # above Pillow's limit for a warning
+    command = [sys.executable, "-m", "sam_bigltl.cli", "segment", str(tmp_path / "a.png"), "--point", "1,1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "megapixels" in done.stderr

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from ..images import decode_image
 
 MOST_BYTES = 40 * 2**20
-MOST_PIXELS = 80_000_000
 
 
 @dataclass(frozen=True)
@@ -64,15 +61,6 @@ def open_photo(content: bytes, file_name: str, longest: int) -> Photo:
         raise InputError(
             f"{name} has {len(content) / 2**20:.0f} MB: the demo takes {MOST_BYTES / 2**20:.0f} MB at most"
         )
-    try:
-        with Image.open(BytesIO(content)) as header:  # reads no pixels yet
-            width, height = header.size
-    except Image.DecompressionBombError:
-        width = height = MOST_PIXELS
-    except Exception:  # noqa: BLE001 - decode_image says what is wrong with it
-        width = height = 0
-    if width * height > MOST_PIXELS:
-        raise InputError(f"{name} has too many pixels: make it smaller than {MOST_PIXELS // 10**6} megapixels")
     image = decode_image(content, name)
     return make_photo(image, name, longest)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import ArgumentParser, InputError, run_cli
+from ..images import read_image
 
 
 def crop_objects(
@@ -62,10 +63,7 @@ def crop_objects(
             by_image.setdefault(entry["image_id"], []).append(entry)
     for image_id, entries in tqdm(by_image.items(), desc="crops", unit="image", disable=None):
         path = images / photos[image_id]["file_name"]
-        try:
-            photo = Image.open(path).convert("RGB")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error})") from None
+        photo = Image.fromarray(read_image(path))
         for entry in entries:
             x, y, width, height = entry["bbox"]
             half = max(width, height) * (0.5 + margin)
