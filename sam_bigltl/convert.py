@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +16,7 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor
 
+from .checkpoints import load_torch, read_checkpoint
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 from .errors import InputError
 from .registry import DENSE, ENCODERS, build_sam
@@ -145,34 +145,34 @@ def describe(config: EncoderConfig) -> str:
     return f"an encoder of width {config.dim}, depth {config.depth}, {config.img_size} px{little}"
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
+def _read_state(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a file, and route_every where it says so."""
-    route_every = None
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-            with safe_open(path, "pt") as file:
-                route_every = json.loads((file.metadata() or {}).get("sam_bigltl", "{}")).get("route_every")
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickles that it then refuses
-                state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
-        raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or no such file") from None
+    state, route_every = read_checkpoint(path, _load_file)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path} is not a state dict of tensors: give SAM's published .pth or a file of save_sam")
     return state, route_every
 
 
+def _load_file(path: Path) -> tuple[Any, Any]:
+    if path.suffix != ".safetensors":
+        return load_torch(path), None
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("sam_bigltl", "{}"))
+    return load_file(path), about.get("route_every")
+
+
 def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
-    sam = build_sam(config)
+    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     try:
-        sam.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
-    except RuntimeError as error:
+        with torch.device("meta"):  # a file can imply a model of any size: nothing is allocated before the tensors fit
+            build_sam(config).load_state_dict(state, assign=True)
+    except Exception as error:  # of whatever module the sizes do not suit
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path} looks like {describe(config)}, but its tensors do not fit: {detail}") from None
+    sam = build_sam(config)
+    sam.load_state_dict(state)
     return sam
 
 
@@ -192,7 +192,10 @@ def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
         if source != "this model" or absent != ["pos_embed"]:
             raise InputError(f"{source} holds no SAM with a ViT image encoder: it has no {_PREFIX}{absent[0]}")
     out_chans, dim = shapes["neck.0.weight"][:2]
-    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
+    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+    depth = len(layers)
+    if layers != set(range(depth)):
+        raise InputError(f"{source} lacks layers: of {max(layers) + 1} it holds {depth}")
     side = shapes["pos_embed"][1] if "pos_embed" in shapes else 0
     tables = [shapes.get(f"blocks.{layer}.attn.rel_pos_h", (2 * side - 1, dim)) for layer in range(depth)]
     sizes = [(table[0] + 1) // 2 for table in tables]

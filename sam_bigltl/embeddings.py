@@ -72,5 +72,19 @@ def load(path: str | PathLike[str], model: torch.nn.Module) -> tuple[torch.Tenso
         raise InputError(f"{path} is not an embedding: write it with save_embedding")
     if metadata.get("encoder") != fingerprint(model.image_encoder):
         raise InputError(f"{path} was made by a model with other encoder weights: load that model, or embed again")
-    sizes = [(tuple(original), tuple(resized)) for original, resized in json.loads(metadata["sizes"])]
+    sizes = _parse_sizes(metadata.get("sizes", ""))
+    grid, channels = model.prompt_encoder.image_embedding_size, model.prompt_encoder.embed_dim
+    if not sizes or features.shape != (len(sizes), channels, *grid) or not features.is_floating_point():
+        raise InputError(f"{path} is damaged: its tensor is not of the images that it names; embed again")
     return features, sizes
+
+
+def _parse_sizes(text: str) -> Sizes:
+    """What `save` wrote as "sizes", or [] where it is something else."""
+    try:
+        sizes = [(tuple(original), tuple(resized)) for original, resized in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        return []
+    sides = [side for pair in sizes for size in pair for side in size]
+    proper = all(isinstance(side, int) and side > 0 for side in sides) and len(sides) == 4 * len(sizes)
+    return sizes if proper else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from . import classifier  # noqa: F401 - registers this project's models with timm
+from .checkpoints import read_checkpoint
 from .convert import load_sam
 from .convert_vit import convert_vit
 from .errors import InputError
@@ -67,21 +69,20 @@ def open_classifier(
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"timm cannot make {name}: {reason}") from None
     if checkpoint is not None:
-        _load(model, checkpoint, partial=backbone is not None)
+        _load(model, checkpoint, head_only=backbone is not None)
     return (convert_vit(model) if convert else model).eval()
 
 
-def _load(model: nn.Module, path: Path, partial: bool) -> None:
-    try:
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
-        raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or no such file") from None
+def _load(model: nn.Module, path: Path, head_only: bool) -> None:
+    state = read_checkpoint(path, partial(timm.models.load_state_dict, device="cpu", weights_only=True))
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict of tensors: give the weights of a model")
     own = model.state_dict()
-    wanted = {key for key in own if not (partial and key.startswith("image_encoder."))}
+    wanted = {key for key in own if not (head_only and key.startswith("image_encoder."))}
     wrong = sorted(wanted ^ set(state)) or [key for key in wanted if state[key].shape != own[key].shape]
     if wrong:
         raise InputError(f"{path} holds another model: {wrong[0]} does not fit (is --num-classes or --model right?)")
-    model.load_state_dict(state, strict=not partial)
+    model.load_state_dict(state, strict=not head_only)
 
 
 def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -5,9 +5,11 @@ Every method, argument, shape and result is that of `segment_anything.SamPredict
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import segment_anything
@@ -27,6 +29,10 @@ from .prompt_checks import check_box, check_image, check_mask_input, check_point
 # blocks above 32 MB back to the system each time, and new ones cost more than the arithmetic: 64 boxes took 2.2 to 3.4 s
 # at once, 1.6 s by sixes (2 cores).
 _TOKENS = 6 * 64**2
+
+# One for each module that several predictors share; not attributes of the modules, which are copied and pickled.
+_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 class ResizeLongestSideFloat32(ResizeLongestSide):
@@ -50,6 +56,11 @@ class SamPredictor(segment_anything.SamPredictor):
     Beyond SAM's predictor: `set_images` and `predict(..., image_index=i)`, `save_embedding` and `load_embedding`,
     `route`. The encoder, or the whole model, may be bfloat16; masks, scores and logits are float32 (or bool) always.
     Input that cannot be used raises InputError, a ValueError of one line.
+
+    Threads: predictors of their own may share one model. The encoder runs for one of them at a time, prompts are decoded
+    in parallel, and masks and `route` are those of calls one after the other. Not safe: one predictor in two threads,
+    and what changes the model while another thread uses it. That includes `keep_ratio`, which belongs to the model: who
+    needs several sets it and calls `set_image` under a lock, as `sam_bigltl.demo.engine` does.
     """
 
     def __init__(self, sam_model: Sam) -> None:
@@ -132,16 +143,18 @@ class SamPredictor(segment_anything.SamPredictor):
         self.reset_image()
         encoder = self.model.image_encoder
         batch = torch.cat([self.model.preprocess(image) for image in images])  # B x 3 x img_size x img_size
-        if focus is not None:
-            encoder.focus = focus
-        try:
-            features = encoder(batch.to(_dtype(encoder, batch.dtype)))
-        finally:
+        with _lock_of(encoder):  # focus and route are the encoder's own
             if focus is not None:
-                encoder.focus = None
+                encoder.focus = focus
+            try:
+                features = encoder(batch.to(_dtype(encoder, batch.dtype)))
+            finally:
+                if focus is not None:
+                    encoder.focus = None
+            route = getattr(encoder, "last_route", None)
         input_sizes = [tuple(image.shape[-2:]) for image in images]
         self._set(features, list(zip(original_sizes, input_sizes, strict=True)))
-        self._route = getattr(encoder, "last_route", None)
+        self._route = route
 
     def _focus(self, boxes: Sequence, sizes: list[tuple[int, int]]) -> torch.Tensor:
         """Factors on the importance of the tokens of each image, (B, N)."""
@@ -328,16 +341,17 @@ class SamPredictor(segment_anything.SamPredictor):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sparse embeddings (B, M, C), dense embeddings (B, C, g, g), and the dense position encoding (1, C, g, g)."""
         encoder = self.model.prompt_encoder
-        if _dtype(encoder, torch.float32) == torch.float32:
-            return *encoder(points=points, boxes=boxes, masks=masks), self._dense_position()
-        # SAM multiplies float32 coordinates by this module's weights, which fails in bfloat16 (and in bfloat16
-        # coordinates would be rounded to 4 px): compute with the weights as float32.
-        weights = {name: value.float() for name, value in encoder.state_dict().items()}
-        sparse, dense = functional_call(encoder, weights, (points, boxes, masks))
-        pe = encoder.pe_layer
-        pe_weights = {name: value.float() for name, value in pe.state_dict().items()}
-        dense_pe = functional_call(pe, pe_weights, (encoder.image_embedding_size,))[None]
-        return sparse, dense, dense_pe
+        with _lock_of(encoder):  # functional_call puts other weights in the module's place for the time
+            if _dtype(encoder, torch.float32) != torch.float32:
+                # SAM multiplies float32 coordinates by this module's weights, which fails in bfloat16 (and in bfloat16
+                # coordinates would be rounded to 4 px): compute with the weights as float32.
+                weights = {name: value.float() for name, value in encoder.state_dict().items()}
+                sparse, dense = functional_call(encoder, weights, (points, boxes, masks))
+                pe = encoder.pe_layer
+                pe_weights = {name: value.float() for name, value in pe.state_dict().items()}
+                dense_pe = functional_call(pe, pe_weights, (encoder.image_embedding_size,))[None]
+                return sparse, dense, dense_pe
+        return *encoder(points=points, boxes=boxes, masks=masks), self._dense_position()
 
     def _dense_position(self) -> torch.Tensor:
         """`prompt_encoder.get_dense_pe()`, computed again only after its weights have changed."""
@@ -397,3 +411,8 @@ class SamPredictor(segment_anything.SamPredictor):
 def _dtype(module: torch.nn.Module, default: torch.dtype) -> torch.dtype:
     """The dtype of a module's first floating-point parameter; `default` where it has none (an exported graph)."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)
+
+
+def _lock_of(module: torch.nn.Module) -> threading.Lock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(module, threading.Lock())

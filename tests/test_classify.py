@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_saved_weights_are_checked(tmp_path: Path) -> None:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in same.state_dict().items())
     with pytest.raises(InputError, match="holds another model: .* does not fit"):
         open_classifier("bigltl_tiny_patch16_224", 4, options, path)
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+
+    for name, zipped in (("a.pth", True), ("b.pth", False), ("c.safetensors", True), ("d.safetensors", False)):
+        torch.save({"head.weight": Malicious()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            open_classifier("bigltl_tiny_patch16_224", 3, options, tmp_path / name)
+    assert not (tmp_path / "proof").exists()
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="cannot be read|state dict"):
+        open_classifier("bigltl_tiny_patch16_224", 3, options, tmp_path / "list.pth")
     path.write_bytes(b"noise")
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):
         open_classifier("bigltl_tiny_patch16_224", 3, options, path)

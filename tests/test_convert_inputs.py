@@ -50,8 +50,10 @@ def broken_files(folder: Path) -> dict[str, Path]:
     write("word.pth", b"text")
     write("page.pth", b"<!DOCTYPE html><html><body>404</body></html>")
     write("malicious.pth", pickle.dumps({"image_encoder.pos_embed": Malicious(folder / "proof")}))
+    write("malicious.safetensors", pickle.dumps({"image_encoder.pos_embed": Malicious(folder / "proof")}))
     write("protocol0.pth", pickle.dumps([1, 2, 3], protocol=0))
     for name, content in {
+        "malicious-zip.safetensors": {"image_encoder.pos_embed": Malicious(folder / "proof")},
         "malicious-zip.pth": {"image_encoder.pos_embed": Malicious(folder / "proof")},
         "nested.pth": {"model": state},
         "list.pth": list(state.values()),
@@ -171,3 +173,18 @@ def test_a_broken_checkpoint_ends_the_command_with_one_line(tmp_path):
     done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors")
     assert done.returncode == 2 and not (tmp_path / "proof").exists()
     assert len(done.stderr.splitlines()) == 1 and "a.pth" in done.stderr
+
+
+def test_a_file_that_implies_a_huge_model_allocates_nothing(tmp_path):
+    """Tensors without elements cost nothing to write, and layers can have any number."""
+    state = dense_sam().state_dict()
+    first = {name: value for name, value in state.items() if ".blocks.0." in name}
+    for change in (
+        {"image_encoder.pos_embed": torch.zeros(1, 200_000, 200_000, 0)},
+        {"image_encoder.neck.0.weight": torch.zeros(10**9, 32, 0, 0)},
+        {"image_encoder.blocks.0.mlp.lin1.weight": torch.zeros(10**12, 0)},
+        {name.replace(".0.", f".{10**12}.", 1): value.clone() for name, value in first.items()},
+    ):
+        save_file(state | change, tmp_path / "a.safetensors")
+        with pytest.raises(InputError, match="do not fit|fit together|lacks layers"):
+            load_sam(tmp_path / "a.safetensors")

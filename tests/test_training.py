@@ -259,3 +259,34 @@ def test_crops_must_be_whole_tokens(shapes):
     for crop in (0, 8, 72, 144, -16):
         with pytest.raises(InputError, match="crop is a multiple of 16"):
             make_batches(shapes, shapes.parent / "images", sam, replace(CONFIG, crop=crop))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_that_means_harm_is_not_executed(shapes, tmp_path, zipped):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "proof"),)
+
+    run = trainer(shapes, tmp_path, replace(CONFIG, steps=1))
+    run.save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"extra": Malicious()}, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="damaged") as caught:
+        run.resume()
+    assert "\n" not in str(caught.value) and not (tmp_path / "proof").exists()
+
+
+def test_a_state_with_something_else_inside_is_one_line(shapes, tmp_path):
+    run = trainer(shapes, tmp_path, replace(CONFIG, steps=1))
+    run.save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    name = next(iter(state["average"]))
+    wrong = [{key: value for key, value in state.items() if key != absent} for absent in ("config", "rng", "average")]
+    wrong += [state | {key: 3} for key in ("config", "model", "average", "optimizers", "rng")]
+    wrong += [state | {"average": state["average"] | {name: torch.zeros(2)}}, [1, 2], torch.zeros(3)]
+    for content in wrong:
+        torch.save(content, tmp_path / "state.pt")
+        with pytest.raises(InputError, match="damaged|another --model"):
+            run.resume()
+    torch.save(state, tmp_path / "state.pt")
+    run.resume()

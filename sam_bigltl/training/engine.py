@@ -22,6 +22,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checkpoints import read_checkpoint
 from ..errors import InputError
 from ..trunk import Trunk
 from .config import FREE, LoopConfig
@@ -126,22 +127,28 @@ class Loop(ABC):
         partial.replace(self.state_path)
 
     def resume(self) -> None:
-        """Continue from `state.pt`."""
+        """Continue from `state.pt`. Raises InputError where it is missing, damaged or another run's."""
+        if not self.state_path.exists():
+            raise InputError(f"nothing to resume in {self.output}: no state.pt")
+        state = read_checkpoint(self.state_path)
         try:
-            state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise InputError(f"nothing to resume in {self.output}: no state.pt") from None
-        except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
+            state = dict(state)
+            self._take_up(state)
+        except InputError:
+            raise
+        except Exception:  # a file that can be read, but holds something else
             raise InputError(f"{self.state_path} is damaged: start again in another --output") from None
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         for key, value in asdict(self.config).items():
             stored = state["config"].get(key)
             stored = tuple(stored) if isinstance(stored, list) else stored
             if key not in FREE and stored != value:
                 raise InputError(f"{self.output} was trained with {key} = {stored}, not {value}: use another --output")
-        try:
-            self.sam.load_state_dict(state["model"])
-        except RuntimeError:
-            raise InputError(f"{self.output} holds the run of another --model") from None
+        for weights in (state["model"], state["average"]):
+            if _shapes(weights) != _shapes(self.average):
+                raise InputError(f"{self.output} holds the run of another --model")
+        self.sam.load_state_dict(state["model"])
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -301,3 +308,7 @@ class Loop(ABC):
                     writer.writeheader()
                     writer.writerows(rows)
         return self._validation_is_due() and not validated
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
