@@ -46,7 +46,7 @@ def plain_loop(predictor: PlainPredictor, image: CocoImage, folder: Path, clicks
     return masks
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Alternate the two image by image, compare every mask, and print both rates and their ratio."""
     parser = ArgumentParser(prog="throughput.py", description=__doc__)
     parser.add_argument("--annotations", type=Path, required=True)
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--clicks", type=int, default=0, metavar="N", help="1 to N clicks after the box (0)")
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size)
     parser.add_argument("--limit", type=int, default=40, help="images (40)")
-    run_cli("throughput.py", _run, parser.parse_args())
+    run_cli("throughput.py", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -77,12 +77,13 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     except AttributeError:  # another C library than glibc
         return None
     trim(0)  # what was freed would be used again without being seen
-    before = _resident("VmRSS")
+    before = resident_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     call()
-    return max(0, _resident("VmHWM") - before)
+    return max(0, resident_memory("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def resident_memory(field: str = "VmRSS") -> int:
+    """Bytes of this process in memory, or at its peak ("VmHWM"). Linux only."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

@@ -284,7 +284,7 @@ def measure_times(study: Study, path: Path, names: Sequence[str], runs: int = 15
             writer.writerow((name, ratio, *figures, runs, torch.get_num_threads(), torch.__version__))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the study, or a part of it."""
     parser = ArgumentParser(prog="study.py", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, default=Path("checkpoints/vit_mini.safetensors"))
@@ -299,7 +299,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--measure-times", action="store_true", help="only the encoders' times, into --times")
     what.add_argument("--report", action="store_true", help="only tables and plots, from the CSVs into --page")
-    run_cli("study.py", _run, parser.parse_args())
+    run_cli("study.py", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
