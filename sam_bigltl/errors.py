@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, which says in one line, too, what is wrong with a flag."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
@@ -33,6 +34,11 @@ def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
         function(args)
     except InputError as error:
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which comes of any first touch of a path
+            raise
+        print(f"{prog}: error: a path is too long: {str(error.filename)[:60]}...", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

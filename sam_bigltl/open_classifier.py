@@ -22,11 +22,20 @@ from .errors import InputError
 from .probe import SamClassifier
 
 
+class KeyValues(ParseKwargs):
+    """timm's KEY=VALUE option, which says in one line what is wrong with a word."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001 - argparse's signature
+        if wrong := [value for value in values if value.count("=") != 1]:
+            raise argparse.ArgumentError(self, f"{wrong[0]!r} is not KEY=VALUE")
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what names a classifier."""
     parser.add_argument("--model", default="bigltl_small_patch16_224", metavar="NAME",
                         help="a model of timm's registry, this project's included (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE",
+    parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE",
                         help="for timm.create_model, such as img_size=96 depth=6")  # fmt: skip
     parser.add_argument("--backbone", type=Path, metavar="CKPT",
                         help="instead of --model: the image encoder of this SAM (any that load_sam reads), frozen, under "

@@ -23,7 +23,9 @@ from .decode import draw, read_prompts
 from .encoder import BigLittleEncoder
 from .errors import InputError
 from .focus import box_weights
-from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_torch_prompts
+from .prompt_checks import (
+    check_box, check_image, check_mask_input, check_points, check_size, check_tensor, check_torch_prompts
+)  # fmt: skip
 
 # Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc gives
 # blocks above 32 MB back to the system each time, and new ones cost more than the arithmetic: 64 boxes took 2.2 to 3.4 s
@@ -114,6 +116,9 @@ class SamPredictor(segment_anything.SamPredictor):
 
         `predict(..., image_index=i)` then answers for `images[i]`; `boxes[i]` are of that image, as in `set_image`.
         """
+        if not isinstance(images, (Sequence, np.ndarray)):
+            raise InputError(f"set_images takes a list of images, not {type(images).__name__}")
+        images = list(np.atleast_1d(images)) if isinstance(images, np.ndarray) else images
         if len(images) == 0:
             raise InputError("set_images needs at least one image")
         for image in images:
@@ -131,10 +136,12 @@ class SamPredictor(segment_anything.SamPredictor):
         `original_image_size` is its (H, W) before that. Several images that share both sizes may come as one batch.
         """
         side = self.model.image_encoder.img_size
+        check_tensor(transformed_image, "the transformed image")
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or max(shape[2:]) != side:
             raise InputError(f"set_torch_image needs shape (1, 3, h, w) with a long side of {side}, not {shape}")
-        self._encode(list(transformed_image.split(1)), [tuple(original_image_size)] * shape[0])
+        original_size = check_size(original_image_size)
+        self._encode(list(transformed_image.split(1)), [original_size] * shape[0])
 
     @torch.no_grad()
     def _encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,13 @@ def check_torch_prompts(
     mask_size: tuple[int, int],
 ) -> None:
     """Raise InputError unless shapes are (B, N, 2), (B, N), (B, 4), (B, 1, h, w) and coordinates are finite."""
+    for name, values in (
+        ("point_coords", coords), ("point_labels", labels), ("boxes", boxes), ("mask_input", masks)
+    ):  # fmt: skip
+        if values is not None:
+            check_tensor(values, name)
+    if labels is not None and coords is None:
+        raise InputError("point_labels need point_coords: give both or neither")
     batch = {}
     if coords is not None:
         if coords.ndim != 3 or coords.shape[2] != 2:
@@ -93,9 +101,30 @@ def check_torch_prompts(
         batch["mask_input"] = len(masks)
     if len(set(batch.values())) > 1:
         raise InputError("prompts must have one batch size, not " + ", ".join(f"{k} {v}" for k, v in batch.items()))
+    if 0 in batch.values():
+        raise InputError("there are no prompts: give at least one")
     for name, values in (("point_coords", coords), ("boxes", boxes)):
         if values is not None and not torch.isfinite(values).all():
             raise InputError(f"{name} holds NaN or infinity: give finite numbers")
+
+
+def check_tensor(values: Any, name: str) -> None:
+    """Raise InputError unless `values` is a tensor of integers or floating-point numbers."""
+    if not isinstance(values, torch.Tensor):
+        raise InputError(f"{name} must be a torch.Tensor, not {type(values).__name__}")
+    if values.dtype == torch.bool or values.is_complex():
+        raise InputError(f"{name} must hold integers or floating-point numbers, not {values.dtype}")
+
+
+def check_size(size: Any) -> tuple[int, int]:
+    """Return an image's (height, width) in pixels, or raise InputError."""
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise InputError("the original image size must be two positive integers, height and width")
+    return height, width
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:

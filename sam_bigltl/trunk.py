@@ -176,9 +176,9 @@ class Trunk(nn.Module):
             if len(value) != len(self.config.stages):
                 stages = len(self.config.stages)
                 raise InputError(f"keep_ratio has {len(value)} values, but the encoder has {stages} stages")
-            value = tuple(self._checked(float(v)) for v in value)
+            value = tuple(self._checked(_number(v)) for v in value)
         else:
-            value = float(value)
+            value = _number(value)
             if not 0.0 < value <= 1.0:
                 raise InputError(f"keep_ratio is in (0, 1], not {value:g}")
         if self.is_dense and value != 1.0:
@@ -255,3 +255,11 @@ class Trunk(nn.Module):
             return min(tokens, max(1, round(ratio * tokens)))
         mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        kind = type(value).__name__
+        raise InputError(f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not a {kind}") from None

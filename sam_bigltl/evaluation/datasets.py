@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.files import load_json
+from sam_bigltl.images import MOST_PIXELS
 
 MAX_COORDINATE = 1e6  # pycocotools walks a polygon's edges pixel by pixel, also outside the image
 
@@ -216,6 +217,10 @@ def _image(entry: dict[str, Any], path: str | Path) -> CocoImage:
         name, flat_name = "/".join(parts), parts[1]
     if not all(isinstance(side, int) and side > 0 for side in size):
         raise InputError(f"{path}: image {entry['id']} has no positive integer 'height' and 'width'; add them")
+    if size[0] * size[1] > MOST_PIXELS:  # its masks would be as large
+        raise InputError(
+            f"{path}: image {entry['id']} is {size[1]} x {size[0]}: images have {MOST_PIXELS} pixels at most"
+        )
     return CocoImage(entry["id"], name, size, flat_name=flat_name)
 
 
@@ -254,6 +259,8 @@ def _annotation(entry: dict[str, Any], image: CocoImage, path: str | Path) -> An
         segmentation = _polygons(segmentation, where)
     elif isinstance(segmentation, dict):
         check_rle(segmentation, image, where)
+    else:
+        segmentation = None
     if not segmentation:
         raise InputError(f"{where} has no segmentation; add a polygon or an RLE, or remove the annotation")
     box = None if bbox is None else tuple(bbox)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..devices import device_name, parse_device, synchronize
 from ..errors import ArgumentParser, InputError, run_cli
+from .datasets import is_number
 from ..latency.report import write_csv
 from ..macs import count_macs
 from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
@@ -183,15 +184,19 @@ class Journal:
         self.path = folder / "journal.jsonl"
         if restart or not self.path.exists():
             self.path.write_text(json.dumps(settings) + "\n")
-        text = self.path.read_text()
-        whole = text[: text.rfind("\n") + 1]  # a torn last line is a batch that was under way
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]  # a torn last line is a batch that was under way
         if whole != text:
-            self.path.write_text(whole)
-        first, *lines = whole.splitlines() or [""]
+            self.path.write_bytes(whole)
+        first, *lines = whole.splitlines() or [b""]
         try:
             stored, self.rows = json.loads(first), [json.loads(line) for line in lines]
-        except ValueError:
-            raise InputError(f"{self.path} is damaged: give --restart or another --output") from None
+        except (ValueError, RecursionError):
+            stored, self.rows = None, []
+        if not isinstance(stored, dict) or not all(map(_is_batch, self.rows)):
+            raise InputError(f"{self.path} is damaged: give --restart or another --output")
+        if stored == settings and any(len(row) != len(settings["ratios"]) for row in self.rows):
+            raise InputError(f"{self.path} is damaged: give --restart or another --output")
         if stored != settings:
             other = next((key for key in settings if stored.get(key) != settings[key]), "settings")
             raise InputError(f"{folder} holds a run with another {other}: give --restart or another --output")
@@ -210,6 +215,13 @@ class Journal:
     def totals(self, ratios: int) -> list[tuple[float, ...]]:
         """Sums over the batches, for each ratio."""
         return [tuple(sum(column) for column in zip(*(rows[index] for rows in self.rows))) for index in range(ratios)]
+
+
+def _is_batch(rows: Any) -> bool:
+    """Whether it is what `add` writes: for each ratio images, right at once, right among five, seconds."""
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) == 4 and all(map(is_number, row)) for row in rows
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

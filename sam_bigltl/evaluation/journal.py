@@ -57,11 +57,10 @@ class Journal:
             _cut_torn_line(self.path)  # of another process it may be one that is being written
         for path in self._paths():
             header = next(_lines(path), None)
-            if header is not None and header.get("settings") != self.settings:
-                changed = sorted(
-                    key for key in self.settings | header.get("settings", {})
-                    if self.settings.get(key) != header.get("settings", {}).get(key)
-                )  # fmt: skip
+            stored = header.get("settings") if header is not None else self.settings
+            if stored != self.settings:
+                stored = stored if isinstance(stored, dict) else {}
+                changed = sorted(key for key in self.settings | stored if self.settings.get(key) != stored.get(key))
                 raise InputError(
                     f"{folder} holds an evaluation with other settings ({', '.join(changed)}): use another --output, or "
                     "--restart to throw it away"
@@ -77,10 +76,14 @@ class Journal:
         found = {}
         for path in self._paths():
             for line in _lines(path):
-                if "settings" not in line:
+                if "settings" in line:
+                    continue
+                try:
                     line["results"] = [InstanceResult(**result) for result in line["results"]]
                     line["detections"] = [tuple(detection) for detection in line["detections"]]
                     found.setdefault(line["image_id"], ImageRecord(**line))
+                except (KeyError, TypeError):
+                    raise InputError(f"{path} is damaged: delete it, or use --restart") from None
         return found
 
     def append(self, record: ImageRecord) -> None:
@@ -109,11 +112,14 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except ValueError:
-                raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart") from None
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                content = None
+            if not isinstance(content, dict):
+                raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart")
+            yield content

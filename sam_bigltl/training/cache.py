@@ -69,11 +69,13 @@ class EmbeddingCache:
             theirs = first["teacher"]
             for line in rest:
                 if line["file"]:
+                    if Path(line["file"]).name != line["file"]:
+                        raise ValueError("not a file of this folder")
                     self.digests[line["file"]] = line["sha256"]
                     self._file_of |= dict.fromkeys(line["keys"], line["file"])
                 self._done |= set(line["done"])
                 self.skipped |= line["skipped"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path} is no index of embeddings: remove {self.folder}, start again") from None
         if theirs != teacher:
             raise InputError(f"{self.folder} holds the embeddings of another teacher: give another --cache")

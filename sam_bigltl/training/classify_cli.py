@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from timm.utils import ParseKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from ..devices import parse_device
 from ..errors import InputError
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
-from ..open_classifier import add_model_arguments, data_config, open_classifier, save_classifier
+from ..open_classifier import KeyValues, add_model_arguments, data_config, open_classifier, save_classifier
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 from .curve import plot_log
 
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--convert", action="store_true", help="--model is a plain ViT: make a big.LITTLE one of it")
     parser.add_argument("--teacher", metavar="NAME", help="a model of timm's registry to distil from")
-    parser.add_argument("--teacher-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE",
+    parser.add_argument("--teacher-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE",
                         help="for timm.create_model")  # fmt: skip
     parser.add_argument("--teacher-checkpoint", type=Path, metavar="CKPT", help="its weights")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")

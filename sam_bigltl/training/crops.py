@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import ArgumentParser, InputError, run_cli
+from ..evaluation.datasets import MAX_COORDINATE, is_id, is_number, read_json
 from ..images import read_image
 
 
@@ -41,17 +42,16 @@ def crop_objects(
     Returns:
         crops a class. Raises InputError.
     """
-    try:
-        data = json.loads(annotations.read_text())
-        names = {entry["id"]: entry[by] for entry in data["categories"]}
-        photos = {entry["id"]: entry for entry in data["images"] if entry.get("category_known", True)}
-        objects = [entry for entry in data["annotations"] if entry["image_id"] in photos and not entry.get("iscrowd")]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{annotations} is no COCO-format JSON with categories ({type(error).__name__}: {error})"
-        ) from None
+    data = read_json(annotations)
+    names = _names(data, by, annotations)
+    photos = {
+        entry["id"]: entry for entry in data["images"] if is_id(entry.get("id")) and entry.get("category_known", True)
+    }
     by_class: dict[str, dict[int, list[dict]]] = {}  # then by photograph
-    for entry in objects:
+    for entry in data["annotations"]:
+        if not is_id(entry.get("image_id")) or entry["image_id"] not in photos or entry.get("iscrowd"):
+            continue
+        _check(entry, photos[entry["image_id"]], annotations)
         name = names.get(entry["category_id"])
         if min(entry["bbox"][2:]) >= smallest and name is not None and (classes is None or name in classes):
             by_class.setdefault(name, {}).setdefault(entry["image_id"], []).append(entry)
@@ -72,7 +72,7 @@ def crop_objects(
                 round(value) for value in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
             )
             name = names[entry["category_id"]]
-            folder = output / name.replace(" ", "_")
+            folder = output / _folder(name)
             folder.mkdir(parents=True, exist_ok=True)
             crop = photo.crop(box).resize((side, side), Image.Resampling.BICUBIC)  # beyond the photograph it is black
             crop.save(folder / f"{image_id}_{entry['id']}.jpg", quality=92)
@@ -80,6 +80,38 @@ def crop_objects(
     if not counts:
         raise InputError(f"{annotations} has no objects of known categories that are large enough")
     return counts
+
+
+def _names(data: dict[str, Any], by: str, path: Path) -> dict[int | str, str]:
+    """The class of every category."""
+    entries = data.get("categories")
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and is_id(entry.get("id")) for entry in entries
+    ):
+        raise InputError(f"{path} has no 'categories' with an 'id' each: give a COCO-format file with categories")
+    for entry in entries:
+        if not _is_file_name(_folder(entry.get(by))):
+            raise InputError(f"{path}: category {entry['id']} has no {by!r} that can be the name of a folder")
+    return {entry["id"]: entry[by] for entry in entries}
+
+
+def _check(entry: dict[str, Any], photo: dict[str, Any], path: Path) -> None:
+    """Raise InputError unless an object of `photo` can be cut out."""
+    where, box = f"{path}: annotation {entry.get('id')!r}", entry.get("bbox")
+    if not is_id(entry.get("id")) or not is_id(entry.get("category_id")) or not isinstance(photo.get("file_name"), str):
+        raise InputError(f"{where} has no 'id' or no 'category_id', or its image no 'file_name': add it")
+    if not all(_is_file_name(str(value)) for value in (entry["id"], entry["image_id"])):
+        raise InputError(f"{where} has an id that cannot be part of a file's name")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) and abs(v) <= MAX_COORDINATE for v in box):
+        raise InputError(f"{where} has no 'bbox' of four numbers [x, y, width, height]: fix it")
+
+
+def _folder(name: Any) -> str:
+    return str(name or "").replace(" ", "_").replace("/", "_")
+
+
+def _is_file_name(text: str) -> bool:
+    return Path(text).name == text and len(text) < 100 and text.isprintable()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
