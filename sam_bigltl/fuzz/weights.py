@@ -45,6 +45,8 @@ def mutate_state(rng: Random, state: dict[str, Tensor]) -> dict[str, Any]:
     """A copy of `state` with tensors dropped, renamed, or of another shape, dtype or kind."""
     state = dict(state)
     for _ in range(rng.randint(1, 3)):
+        if not state:
+            break
         name = rng.choice(sorted(state))
         action = rng.randrange(6)
         value = state.pop(name)

@@ -90,7 +90,7 @@ def _names(data: dict[str, Any], by: str, path: Path) -> dict[int | str, str]:
     ):
         raise InputError(f"{path} has no 'categories' with an 'id' each: give a COCO-format file with categories")
     for entry in entries:
-        if not _is_file_name(_folder(entry.get(by))):
+        if not isinstance(entry.get(by), str) or not _is_file_name(_folder(entry[by])):
             raise InputError(f"{path}: category {entry['id']} has no {by!r} that can be the name of a folder")
     return {entry["id"]: entry[by] for entry in entries}
 
@@ -106,12 +106,12 @@ def _check(entry: dict[str, Any], photo: dict[str, Any], path: Path) -> None:
         raise InputError(f"{where} has no 'bbox' of four numbers [x, y, width, height]: fix it")
 
 
-def _folder(name: Any) -> str:
-    return str(name or "").replace(" ", "_").replace("/", "_")
+def _folder(name: str) -> str:
+    return name.replace(" ", "_").replace("/", "_")
 
 
 def _is_file_name(text: str) -> bool:
-    return Path(text).name == text and len(text) < 100 and text.isprintable()
+    return bool(text) and Path(text).name == text and len(text) < 100 and text.isprintable()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
