@@ -52,7 +52,8 @@ def plot(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7.5, 3.6), layout="constrained")
     axes.plot([row["round"] for row in rows], [row["resident_mb"] for row in rows], marker="o")
-    axes.set(xlabel="rounds of set_image and predict", ylabel="resident memory, MB", ylim=(0, None))
+    top = 1.1 * max(row["resident_mb"] for row in rows)
+    axes.set(xlabel="rounds of set_image and predict", ylabel="resident memory, MB", ylim=(0, top))
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -348,6 +348,7 @@ class SamPredictor(segment_anything.SamPredictor):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sparse embeddings (B, M, C), dense embeddings (B, C, g, g), and the dense position encoding (1, C, g, g)."""
         encoder = self.model.prompt_encoder
+        masks = None if masks is None else masks.float()
         with _lock_of(encoder):  # functional_call puts other weights in the module's place for the time
             if _dtype(encoder, torch.float32) != torch.float32:
                 # SAM multiplies float32 coordinates by this module's weights, which fails in bfloat16 (and in bfloat16

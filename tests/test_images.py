@@ -274,3 +274,10 @@ def test_the_command_line_says_one_line(tmp_path):
     command = [sys.executable, "-m", "sam_bigltl.cli", "segment", str(tmp_path / "a.png"), "--point", "1,1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "megapixels" in done.stderr
+
+
+def test_the_demo_has_the_same_limit():
+    from sam_bigltl.demo.photos import open_photo
+
+    with pytest.raises(InputError, match="80 megapixels"):
+        open_photo(png_of(9000, 8900), "a.png", 1280)

@@ -99,7 +99,7 @@ class EmbeddingCache:
         for name, digest in sorted(self.digests.items())[self.part[0] :: self.part[1]]:
             try:
                 content = (self.folder / name).read_bytes()
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a name that no file can have
                 content = b""
             if hashlib.sha256(content).hexdigest() != digest:
                 raise InputError(f"{self.folder / name} is damaged: remove {self.folder} and start again")
