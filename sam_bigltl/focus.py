@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from .encoder import BigLittleEncoder
+from .errors import InputError
+from .prompt_checks import check_box
+
+if TYPE_CHECKING:
+    from .predictor import SamPredictor
 
 # Measured in docs/design_notes.md, "Prompt-aware routing".
 WEIGHT = 8.0
@@ -31,3 +42,25 @@ def box_weights(
     down = (rows < high[:, 1:]) & (rows + patch > low[:, 1:])  # (n, rows)
     touched = (down[:, :, None] & across[:, None]).any(dim=0)
     return torch.where(touched, weight, 1.0)
+
+
+def focus_on(boxes: Sequence, sizes: Sequence[tuple[int, int]], predictor: SamPredictor) -> Tensor:
+    """The `focus` of the predictor's encoder for a batch of images: factors on the importance of tokens, (B, N).
+
+    Args:
+        boxes: of every image, (n, 4) each, in its pixels. sizes: (H, W) of every image.
+
+    Raises:
+        InputError: an encoder that does not route, or boxes that cannot be used.
+    """
+    encoder = predictor.model.image_encoder
+    if not isinstance(encoder, BigLittleEncoder) or encoder.is_dense:
+        raise InputError("this encoder computes every token: leave boxes out of set_image")
+    if len(boxes) != len(sizes):
+        raise InputError(f"boxes are needed for each of the {len(sizes)} images, but {len(boxes)} are given")
+    grid, patch, weights = (encoder.config.side, encoder.config.side), encoder.config.patch_size, []
+    for own, size in zip(boxes, sizes):
+        checked = np.stack([check_box(box, size) for box in own]) if len(own) else np.zeros((0, 4))
+        frame = torch.as_tensor(predictor.transform.apply_boxes(checked, size)).to(torch.float32)
+        weights.append(box_weights(frame, grid, patch).flatten())
+    return torch.stack(weights).to(predictor.device)

@@ -20,9 +20,8 @@ from torch.func import functional_call
 
 from . import embeddings
 from .decode import draw, read_prompts
-from .encoder import BigLittleEncoder
 from .errors import InputError
-from .focus import box_weights
+from .focus import focus_on
 from .prompt_checks import (
     check_box, check_image, check_mask_input, check_points, check_size, check_tensor, check_torch_prompts
 )  # fmt: skip
@@ -128,7 +127,7 @@ class SamPredictor(segment_anything.SamPredictor):
         resized = [torch.as_tensor(self.transform.apply_image(image), device=self.device) for image in images]
         resized = [image.permute(2, 0, 1).contiguous()[None] for image in resized]  # 1 x 3 x h x w each
         sizes = [(image.shape[0], image.shape[1]) for image in images]
-        self._encode(resized, sizes, None if boxes is None else self._focus(boxes, sizes))
+        self._encode(resized, sizes, None if boxes is None else focus_on(boxes, sizes, self))
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, ...]) -> None:
         """Embed an image of shape (1, 3, h, w) that `ResizeLongestSide` has already resized.
@@ -162,21 +161,6 @@ class SamPredictor(segment_anything.SamPredictor):
         input_sizes = [tuple(image.shape[-2:]) for image in images]
         self._set(features, list(zip(original_sizes, input_sizes, strict=True)))
         self._route = route
-
-    def _focus(self, boxes: Sequence, sizes: list[tuple[int, int]]) -> torch.Tensor:
-        """Factors on the importance of the tokens of each image, (B, N)."""
-        encoder = self.model.image_encoder
-        if not isinstance(encoder, BigLittleEncoder) or encoder.is_dense:
-            raise InputError("this encoder computes every token: leave boxes out of set_image")
-        if len(boxes) != len(sizes):
-            raise InputError(f"boxes are needed for each of the {len(sizes)} images, but {len(boxes)} are given")
-        weights = []
-        for own, size in zip(boxes, sizes):
-            checked = np.stack([check_box(box, size) for box in own]) if len(own) else np.zeros((0, 4))
-            frame = torch.as_tensor(self.transform.apply_boxes(checked, size)).to(torch.float32)
-            grid = (encoder.config.side, encoder.config.side)
-            weights.append(box_weights(frame, grid, encoder.config.patch_size).flatten())
-        return torch.stack(weights).to(self.device)
 
     def _set(self, features: torch.Tensor, sizes: list[tuple[tuple[int, int], tuple[int, int]]]) -> None:
         self.features = features.to(self.device, _dtype(self.model.mask_decoder, features.dtype))
