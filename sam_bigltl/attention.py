@@ -22,6 +22,8 @@ from .routing import Geometry, Selection
 _QUERIES = 512
 _LOGITS = 2 * _QUERIES * 4096
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not tell
+
 
 def relative_logits(q: Tensor, table: Tensor, lines: Tensor, num_lines: int) -> Tensor:
     """One factor of the decomposed bias for queries at any positions.
@@ -74,9 +76,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     b, h, num_q, d = q.shape
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
     if torch.is_grad_enabled():
-        logits = (q * scale) @ k.transpose(-2, -1)
-        bias = rel_h[..., :, None] + rel_w[..., None, :]
-        return (logits.view_as(bias) + bias).view_as(logits).softmax(dim=-1) @ v
+        return _attend_at_once(q, k, v, rel_h, rel_w, scale)
+    if _is_exporting():  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
+        parts = zip(*(x.split(_QUERIES, dim=2) for x in (q, rel_h, rel_w)))
+        return torch.cat([_attend_at_once(own_q, k, v, *own, scale) for own_q, *own in parts], dim=2)
     # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
     # top and becomes the weights. Contiguous keys and values, once: bmm would copy them for every part.
     q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))
@@ -99,8 +102,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     return out.view(b, h, num_q, d)
 
 
+def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """The same with a logit for every query and key."""
+    logits = (q * scale) @ k.transpose(-2, -1)
+    bias = rel_h[..., :, None] + rel_w[..., None, :]
+    return (logits.view_as(bias) + bias).view_as(logits).softmax(dim=-1) @ v
+
+
 def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The same by one fused attention, forward and backward, for GPUs: no (queries, keys) matrix is ever stored.
+    """The same as `attend`, by one fused attention, forward and backward, for GPUs: no (queries, keys) matrix is ever stored.
 
     The bias becomes more channels of the product: (scale * q, rel_h, rel_w) . (k, row of the key, column of the key), with rows
     and columns as one-hot vectors.

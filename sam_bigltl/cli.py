@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),
     "distill": ("training.distill_cli", "add_arguments", "run", "a big.LITTLE student from a SAM, on photographs"),
     "eval": ("evaluation.cli", "add_arguments", "run", "mIoU on masks in COCO format"),
+    "export": ("export_cli", "add_arguments", "run", "a checkpoint as ONNX files, which run without torch"),
     "demo": ("demo.cli", "add_arguments", "run", "a page on which clicks become masks"),
     "bench": ("latency.cli", "add_arguments", "run", "encoder latency, interleaved and with ratios"),
 }

@@ -23,7 +23,7 @@ from .decode import draw, read_prompts
 from .errors import InputError
 from .focus import focus_on
 from .prompt_checks import (
-    check_box, check_image, check_mask_input, check_points, check_size, check_tensor, check_torch_prompts
+    check_box, check_image, check_mask_input, check_points, check_prompts, check_size, check_tensor
 )  # fmt: skip
 
 # Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc gives
@@ -237,7 +237,11 @@ class SamPredictor(segment_anything.SamPredictor):
         """
         original_size, input_size = self._image_sizes(image_index)
         mask_size = self.model.prompt_encoder.mask_input_size
-        check_torch_prompts(point_coords, point_labels, boxes, mask_input, mask_size)
+        named = {"point_coords": point_coords, "point_labels": point_labels, "boxes": boxes, "mask_input": mask_input}
+        for name, values in named.items():
+            if values is not None:
+                check_tensor(values, name)
+        check_prompts(point_coords, point_labels, boxes, mask_input, mask_size)
         prompts = (point_coords, point_labels, boxes, mask_input)
         count = max((len(part) for part in prompts if part is not None), default=1)
         step = self.prompts_at_once(count)

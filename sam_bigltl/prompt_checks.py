@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # `onnx_predictor` runs where there is no torch
+    from torch import Tensor
+
+    Array = Tensor | np.ndarray
 
 
 def check_image(image: Any, image_format: str = "RGB") -> None:
@@ -66,19 +71,10 @@ def check_mask_input(mask: Any, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def check_torch_prompts(
-    coords: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    boxes: torch.Tensor | None,
-    masks: torch.Tensor | None,
-    mask_size: tuple[int, int],
+def check_prompts(
+    coords: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None, mask_size: tuple[int, int]
 ) -> None:
     """Raise InputError unless shapes are (B, N, 2), (B, N), (B, 4), (B, 1, h, w) and coordinates are finite."""
-    for name, values in (
-        ("point_coords", coords), ("point_labels", labels), ("boxes", boxes), ("mask_input", masks)
-    ):  # fmt: skip
-        if values is not None:
-            check_tensor(values, name)
     if labels is not None and coords is None:
         raise InputError("point_labels need point_coords: give both or neither")
     batch = {}
@@ -104,12 +100,14 @@ def check_torch_prompts(
     if 0 in batch.values():
         raise InputError("there are no prompts: give at least one")
     for name, values in (("point_coords", coords), ("boxes", boxes)):
-        if values is not None and not torch.isfinite(values).all():
+        if values is not None and not (abs(values) < math.inf).all():
             raise InputError(f"{name} holds NaN or infinity: give finite numbers")
 
 
 def check_tensor(values: Any, name: str) -> None:
     """Raise InputError unless `values` is a tensor of integers or floating-point numbers."""
+    import torch  # not above: `onnx_predictor` runs without it
+
     if not isinstance(values, torch.Tensor):
         raise InputError(f"{name} must be a torch.Tensor, not {type(values).__name__}")
     if values.dtype == torch.bool or values.is_complex():

@@ -240,8 +240,8 @@ class Selection:
         source = torch.full((batch, num_blocks * size), num_selected, device=device)
         source.scatter_(1, place, order)
         # Blocks beyond the last used one read the last window; their slots are unused.
-        block = torch.arange(num_blocks, device=device).expand(batch, -1).contiguous()
-        block_window = torch.searchsorted(last_block, block, right=True).clamp_(max=geometry.num_windows - 1)
+        block = torch.arange(num_blocks, device=device)
+        block_window = (last_block[:, None] <= block[:, None]).sum(dim=-1).clamp_(max=geometry.num_windows - 1)
         zero = torch.zeros(batch, 1, dtype=torch.long, device=device)
         rows = torch.cat([self.rows % w, zero], dim=1).gather(1, source)
         columns = torch.cat([self.columns % w, zero], dim=1).gather(1, source)

@@ -1,0 +1,156 @@
+"""A Sam as ONNX files, encoder and decoder: for ONNX Runtime, and for places without torch.
+
+The number of big tokens is part of the encoder's graph, so that all its shapes but the batch are fixed: one export has
+one keep_ratio. The decoder has the inputs of `segment_anything`'s own ONNX model, for any number of prompts and points.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from onnxscript import opset18 as op
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from .convert import describe
+from .decode import embed_prompts, read_prompts
+from .embeddings import fingerprint
+from .encoder import BigLittleEncoder
+from .errors import InputError
+from .onnx_files import DECODER, ENCODER, METADATA_KEY, About, file_of
+
+
+class DecoderGraph(nn.Module):
+    """The prompt encoder and the mask decoder of a Sam."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Masks of P prompts on one image.
+
+        Args:
+            image_embeddings: (1, C, g, g).
+            point_coords: (P, N, 2) x, y in the model's frame. A box is two points.
+            point_labels: (P, N) int64: 1 object, 0 background, 2 and 3 the corners of a box, -1 no point. SAM ends points
+                without a box with one of label -1.
+            mask_input: (P, 1, 4 g, 4 g) logits, anything where has_mask_input is 0.
+            has_mask_input: (1,), 1 or 0.
+
+        Returns:
+            logits (P, 4, 4 g, 4 g), the single mask first, and predicted IoUs (P, 4).
+        """  # fmt: skip
+        prompts, (gh, gw) = self.prompt_encoder, image_embeddings.shape[-2:]
+        sparse = embed_prompts(prompts, point_coords, point_labels)
+        has_mask = has_mask_input.view(1, 1, 1, 1)
+        dense = has_mask * prompts.mask_downscaling(mask_input)
+        dense = dense + (1 - has_mask) * prompts.no_mask_embed.weight.view(1, -1, 1, 1)  # (P, C, g, g)
+        # Each prompt has an image of its own, because it may have a mask of its own.
+        embeddings, position = (
+            x.expand(len(dense), -1, -1, -1) for x in (image_embeddings, prompts.get_dense_pe())
+        )  # fmt: skip
+        image, kernels, iou = read_prompts(
+            self.mask_decoder, prompts, embeddings, position, sparse[:, None], dense
+        )  # fmt: skip
+        # Not `decode.draw`, whose parts are as many as the prompts: their number would be fixed.
+        upscaled = self.mask_decoder.output_upscaling(image[:, 0].transpose(1, 2).unflatten(2, (gh, gw)))
+        return (kernels[:, 0] @ upscaled.flatten(2)).unflatten(2, (4 * gh, 4 * gw)), iou[:, 0]
+
+
+def fixed_encoder(encoder: BigLittleEncoder, keep_ratio: float) -> BigLittleEncoder:
+    """A copy for tracing at one keep_ratio. Raises InputError where its shapes would differ from image to image."""
+    encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+    encoder.keep_ratio = keep_ratio
+    if encoder.keep_ratio == "auto":
+        raise InputError("keep_ratio 'auto' has another number of tokens for every image: export a number")
+    encoder._prepare()  # index maps made while it is traced would not be tensors
+    return encoder
+
+
+def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[Path]:
+    """Write `encoder.onnx` and `decoder.onnx` for `OnnxSamPredictor`, both or none.
+
+    Args:
+        sam: float32 model with an encoder of this project.
+        folder: made if there is none. Weights above 2 GB go to files of their own beside the graphs.
+        keep_ratio: share of the tokens on the big path.
+
+    Returns:
+        the files written.
+
+    Raises:
+        InputError: a keep_ratio that cannot be exported, or a folder that cannot be written.
+    """
+    folder = Path(folder)
+    sam = copy.deepcopy(sam).cpu().eval().requires_grad_(False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
+            for part, program in ((ENCODER, encoder_program(sam, keep_ratio)), (DECODER, decoder_program(sam))):
+                about = About(
+                    part, describe(sam.image_encoder.config), float(keep_ratio), sam.image_encoder.img_size,
+                    tuple(sam.pixel_mean.flatten().tolist()), tuple(sam.pixel_std.flatten().tolist()),
+                    float(sam.mask_threshold), fingerprint(sam),
+                )  # fmt: skip
+                program.model.metadata_props[METADATA_KEY] = about.to_json()
+                program.save(file_of(Path(partial), part))
+            return [path.replace(folder / path.name) for path in sorted(Path(partial).iterdir())]
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+def encoder_program(sam: Sam, keep_ratio: float) -> torch.onnx.ONNXProgram:
+    """The encoder at one keep_ratio: `images` (B, 3, S, S), normalised and padded -> `image_embeddings` (B, C, g, g)."""
+    encoder = fixed_encoder(sam.image_encoder, keep_ratio)
+    images = torch.zeros(2, 3, encoder.img_size, encoder.img_size)  # an example of batch 1 would fix the batch
+    return _traced(encoder, {"images": images}, ["image_embeddings"], [{0: "batch"}])
+
+
+def decoder_program(sam: Sam) -> torch.onnx.ONNXProgram:
+    """`DecoderGraph`, for any number of prompts and points: `low_res_masks` and `iou_predictions`."""
+    grid, channels = sam.prompt_encoder.image_embedding_size, sam.prompt_encoder.embed_dim
+    prompts = {0: "prompts", 1: "points"}
+    example = {
+        "image_embeddings": torch.zeros(1, channels, *grid),
+        "point_coords": torch.zeros(3, 2, 2),
+        "point_labels": torch.ones(3, 2, dtype=torch.int64),
+        "mask_input": torch.zeros(3, 1, *sam.prompt_encoder.mask_input_size),
+        "has_mask_input": torch.ones(1),
+    }
+    outputs = ["low_res_masks", "iou_predictions"]
+    return _traced(DecoderGraph(sam), example, outputs, [{}, prompts, prompts, {0: "prompts"}, {}])
+
+
+@torch.no_grad()
+def _traced(
+    module: nn.Module, example: dict[str, Tensor], outputs: list[str], dynamic: list[dict[int, str]]
+) -> torch.onnx.ONNXProgram:
+    """`module` traced with `example`, whose inputs have the axes `dynamic`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        return torch.onnx.export(
+            module, tuple(example.values()), input_names=list(example), output_names=outputs, dynamo=True, verbose=False,
+            dynamic_shapes=tuple(dynamic), custom_translation_table=_TRANSLATIONS,
+        )  # fmt: skip
+
+
+def _stable_sort(self, stable=None, dim: int = -1, descending: bool = False):  # noqa: ANN001, ANN202 - an ONNX function
+    """aten::sort.stable, which torch's exporter lacks: TopK of all, whose equal values come by index as well."""
+    count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
+
+
+_TRANSLATIONS: dict[Callable, Callable] = {torch.ops.aten.sort.stable: _stable_sort}
