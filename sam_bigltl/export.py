@@ -16,6 +16,7 @@ import torch
 from onnxscript import opset18 as op
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
+from torch.export import Dim
 
 from .convert import describe
 from .decode import embed_prompts, read_prompts
@@ -23,6 +24,15 @@ from .embeddings import fingerprint
 from .encoder import BigLittleEncoder
 from .errors import InputError
 from .onnx_files import DECODER, ENCODER, METADATA_KEY, About, file_of
+
+# Inputs and outputs of the graphs.
+NAMES = {
+    ENCODER: (["images"], ["image_embeddings"]),
+    DECODER: (
+        ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"],
+        ["low_res_masks", "iou_predictions"],
+    ),
+}
 
 
 class DecoderGraph(nn.Module):
@@ -99,7 +109,8 @@ def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
-            for part, program in ((ENCODER, encoder_program(sam, keep_ratio)), (DECODER, decoder_program(sam))):
+            for part, traced in ((ENCODER, encoder_program(sam, keep_ratio)), (DECODER, decoder_program(sam))):
+                program = to_onnx(traced, part)
                 about = About(
                     part, describe(sam.image_encoder.config), float(keep_ratio), sam.image_encoder.img_size,
                     tuple(sam.pixel_mean.flatten().tolist()), tuple(sam.pixel_std.flatten().tolist()),
@@ -112,38 +123,42 @@ def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[P
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-def encoder_program(sam: Sam, keep_ratio: float) -> torch.onnx.ONNXProgram:
-    """The encoder at one keep_ratio: `images` (B, 3, S, S), normalised and padded -> `image_embeddings` (B, C, g, g)."""
+def encoder_program(sam: Sam, keep_ratio: float) -> torch.export.ExportedProgram:
+    """The encoder at one keep_ratio: images (B, 3, S, S), normalised and padded -> embeddings (B, C, g, g)."""
     encoder = fixed_encoder(sam.image_encoder, keep_ratio)
     images = torch.zeros(2, 3, encoder.img_size, encoder.img_size)  # an example of batch 1 would fix the batch
-    return _traced(encoder, {"images": images}, ["image_embeddings"], [{0: "batch"}])
+    return _traced(encoder, (images,), ({0: Dim.DYNAMIC},))
 
 
-def decoder_program(sam: Sam) -> torch.onnx.ONNXProgram:
-    """`DecoderGraph`, for any number of prompts and points: `low_res_masks` and `iou_predictions`."""
-    grid, channels = sam.prompt_encoder.image_embedding_size, sam.prompt_encoder.embed_dim
-    prompts = {0: "prompts", 1: "points"}
-    example = {
-        "image_embeddings": torch.zeros(1, channels, *grid),
-        "point_coords": torch.zeros(3, 2, 2),
-        "point_labels": torch.ones(3, 2, dtype=torch.int64),
-        "mask_input": torch.zeros(3, 1, *sam.prompt_encoder.mask_input_size),
-        "has_mask_input": torch.ones(1),
-    }
-    outputs = ["low_res_masks", "iou_predictions"]
-    return _traced(DecoderGraph(sam), example, outputs, [{}, prompts, prompts, {0: "prompts"}, {}])
+def decoder_program(sam: Sam) -> torch.export.ExportedProgram:
+    """`DecoderGraph`, for any number of prompts and points."""
+    channels, grid = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+    example = (
+        torch.zeros(1, channels, *grid),
+        torch.zeros(3, 2, 2),
+        torch.ones(3, 2, dtype=torch.int64),
+        torch.zeros(3, 1, *sam.prompt_encoder.mask_input_size),
+        torch.ones(1),
+    )
+    each = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    return _traced(DecoderGraph(sam), example, ({}, each, each, {0: Dim.DYNAMIC}, {}))
 
 
 @torch.no_grad()
-def _traced(
-    module: nn.Module, example: dict[str, Tensor], outputs: list[str], dynamic: list[dict[int, str]]
-) -> torch.onnx.ONNXProgram:
-    """`module` traced with `example`, whose inputs have the axes `dynamic`."""
+def _traced(module: nn.Module, example: tuple[Tensor, ...], dynamic: tuple[dict, ...]) -> torch.export.ExportedProgram:
+    return torch.export.export(
+        module.eval(), example, dynamic_shapes=dynamic, strict=True
+    )  # else the batch is fixed at keep_ratio 1.0
+
+
+def to_onnx(program: torch.export.ExportedProgram, part: str) -> torch.onnx.ONNXProgram:
+    """What `encoder_program` or `decoder_program` returned, as ONNX."""
+    inputs, outputs = NAMES[part]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         return torch.onnx.export(
-            module, tuple(example.values()), input_names=list(example), output_names=outputs, dynamo=True, verbose=False,
-            dynamic_shapes=tuple(dynamic), custom_translation_table=_TRANSLATIONS,
+            program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False,
+            custom_translation_table=_TRANSLATIONS,
         )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ from sam_bigltl.errors import InputError
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
 
-from sam_bigltl.export import encoder_program, export_onnx  # noqa: E402
+from sam_bigltl.export import encoder_program, export_onnx, to_onnx  # noqa: E402
+from sam_bigltl.latency.onnx_runtime import Timed, result_rows, table  # noqa: E402
+from sam_bigltl.onnx_files import ENCODER  # noqa: E402
 from sam_bigltl.onnx_predictor import OnnxSamPredictor, resized_shape  # noqa: E402
 from sam_bigltl.predictor import ResizeLongestSideFloat32  # noqa: E402
 
@@ -72,7 +74,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def run_encoder(program, images: torch.Tensor) -> np.ndarray:
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    session = onnxruntime.InferenceSession(to_onnx(program, ENCODER).model_proto.SerializeToString())
     return session.run(None, {"images": images.numpy()})[0]
 
 
@@ -100,6 +102,7 @@ def test_encoder_equals_torch_for_any_batch(sam, ratio: float) -> None:
         images = [picture(64, 64, seed) for seed in range(count)]
         predictor.set_images(images)
         pixels = torch.cat([sam.preprocess(torch.as_tensor(i).permute(2, 0, 1)[None].float()) for i in images])
+        np.testing.assert_allclose(program.module()(pixels), predictor.features.numpy(), atol=1e-3)  # torch.export's
         np.testing.assert_allclose(run_encoder(program, pixels), predictor.features.numpy(), atol=1e-3)
     assert sam.image_encoder.keep_ratio == 0.5  # the model is left as it was
 
@@ -268,3 +271,17 @@ def test_a_missing_exporter_is_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, "export", "--output", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "onnxscript" in done.stderr
+
+
+def test_rows_of_the_benchmark() -> None:
+    kinds = (("torch", "float32", False), ("torch", "int8", True), ("onnxruntime", "float32", False))
+    cases = [Timed(task, "bigltl_mini", 0.5, *kind, 448, None) for kind in kinds for task in ("encoder", "1 box")]
+    times = [[4.0, 2.0, 9.0], [1.0], [2.0], [5.0], [8.0], [0.5]]
+    rows = result_rows(cases, times, {"threads": 1})
+    assert [(row["task"], row["runtime"], row["dtype"], row["speedup_vs_torch_float32"]) for row in rows] == [
+        ("encoder", "torch", "float32", 1), ("encoder", "torch", "int8", 2), ("encoder", "onnxruntime", "float32", 0.5),
+        ("1 box", "torch", "float32", 1), ("1 box", "torch", "int8", 0.2), ("1 box", "onnxruntime", "float32", 2),
+    ]  # fmt: skip
+    assert "| 1 box | bigltl_mini | 0.5 | onnxruntime float32 | 500.0 | 2.00x |" in table(rows)
+    alone = result_rows(cases[2:3], times[2:3], {})
+    assert alone[0]["speedup_vs_torch_float32"] is None and "| - |" in table(alone)
