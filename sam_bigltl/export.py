@@ -146,16 +146,17 @@ def decoder_program(sam: Sam) -> torch.export.ExportedProgram:
 
 @torch.no_grad()
 def _traced(module: nn.Module, example: tuple[Tensor, ...], dynamic: tuple[dict, ...]) -> torch.export.ExportedProgram:
-    return torch.export.export(
-        module.eval(), example, dynamic_shapes=dynamic, strict=True
-    )  # else the batch is fixed at keep_ratio 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about itself
+        # Traced without `strict`, a program at keep_ratio 1.0 takes one batch only.
+        return torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=True)
 
 
 def to_onnx(program: torch.export.ExportedProgram, part: str) -> torch.onnx.ONNXProgram:
     """What `encoder_program` or `decoder_program` returned, as ONNX."""
     inputs, outputs = NAMES[part]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about itself
+        warnings.simplefilter("ignore")
         return torch.onnx.export(
             program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False,
             custom_translation_table=_TRANSLATIONS,

@@ -73,7 +73,10 @@ def open_part(folder: Path, part: str, threads: int | None, providers: list[str]
         raise InputError(f"{path} cannot be read as an ONNX model, export it again: {reason}") from None
     if found is None:
         raise InputError(f"{path} was not written by sam-bigltl export: export the checkpoint with it")
-    about = About(**json.loads(found))
+    try:
+        about = About(**json.loads(found))
+    except (TypeError, ValueError):
+        raise InputError(f"{path} was written by another version of sam_bigltl: export the checkpoint again") from None
     if about.part != part:
         raise InputError(f"{path} holds the {about.part}: export again, or give each file its own name back")
     return session, about

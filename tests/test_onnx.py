@@ -53,7 +53,7 @@ def folder(sam, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     save_sam(sam, folder / "model.safetensors")
     done = command("--checkpoint", folder / "model.safetensors", "--keep-ratio", 0.5, "--output", folder / "half")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr == "", done.stderr
     assert sorted(path.name for path in (folder / "half").iterdir()) == ["decoder.onnx", "encoder.onnx"]
     assert len(done.stdout.splitlines()) == 2 and "encoder.onnx" in done.stdout
     return folder / "half"
@@ -241,6 +241,9 @@ def test_files_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
     model.metadata_props[0].value = model.metadata_props[0].value.replace('"weights": "', '"weights": "0')
     onnx.save(model, tmp_path / "foreign" / "encoder.onnx")
     assert "two models" in said("foreign")
+    model.metadata_props[0].value = "{}"
+    onnx.save(model, tmp_path / "foreign" / "encoder.onnx")
+    assert "another version" in said("foreign")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign" / "encoder.onnx")
     assert "not written by" in said("foreign")
