@@ -24,8 +24,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from .decode import draw
 from .errors import InputError
-from .predictor import ResizeLongestSideFloat32, SamPredictor
+from .predictor import SamPredictor
 from .prompt_checks import check_image
+from .resize import ResizeLongestSideFloat32
 
 
 _PIXELS = 2**23  # of masks that are alive at the image's size at once

@@ -12,7 +12,12 @@ from .errors import ArgumentParser, run_cli
 
 # Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for.
 COMMANDS = {
-    "segment": ("segment", "add_segment_arguments", "run_segment", "masks of a photograph or a folder, from boxes or points"),
+    "segment": (
+        "segment",
+        "add_segment_arguments",
+        "run_segment",
+        "masks of a photograph or a folder, from boxes or points",
+    ),
     "convert": ("convert_cli", "add_arguments", "run", "a SAM checkpoint to a big.LITTLE model"),
     "download": ("download", "add_arguments", "run", "SAM's published checkpoints"),
     "train": ("training.cli", "add_arguments", "run", "train or distil a model from masks in COCO format"),

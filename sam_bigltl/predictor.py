@@ -15,7 +15,6 @@ import numpy as np
 import segment_anything
 import torch
 from segment_anything.modeling import MaskDecoder, Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch.func import functional_call
 
 from . import embeddings
@@ -25,6 +24,7 @@ from .focus import focus_on
 from .prompt_checks import (
     check_box, check_image, check_mask_input, check_points, check_prompts, check_size, check_tensor
 )  # fmt: skip
+from .resize import ResizeLongestSideFloat32
 
 # Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc gives
 # blocks above 32 MB back to the system each time, and new ones cost more than the arithmetic: 64 boxes took 2.2 to 3.4 s
@@ -34,21 +34,6 @@ _TOKENS = 6 * 64**2
 # One for each module that several predictors share; not attributes of the modules, which are copied and pickled.
 _LOCKS: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
-
-
-class ResizeLongestSideFloat32(ResizeLongestSide):
-    """SAM's resize, with coordinates in float32 (MPS has no float64) and sides of at least one pixel."""
-
-    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, ...]) -> np.ndarray:
-        """Coordinates (..., 2) in pixels of the image of size (H, W), in the model's frame, float32."""
-        # SAM computes in float64 and rounds once, on the host: so must we, to be bit-equal.
-        return super().apply_coords(np.asarray(coords), original_size).astype(np.float32)
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """The (H, W) of an image once its long side is `long_side_length`."""
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(height, 1), max(width, 1)
 
 
 class SamPredictor(segment_anything.SamPredictor):

@@ -24,11 +24,6 @@ from sam_bigltl.cli import COMMANDS, main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "checkpoints").glob("*.md")])
 NAMED = [path for path in PAGES if path.parent.name == "docs"]
-# What pages speak of and a checkout may not have yet. A test fails as soon as one is there: take it out of here then.
-COMING = {
-    "docs/demo_objects.jpg", "docs/demo_tokens.jpg", "tests/test_onnx.py", "sam-bigltl download", "sam-bigltl export",
-    "sam-bigltl segment --prompts", "sam_bigltl.onnx_predictor.OnnxSamPredictor",
-}  # fmt: skip
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -40,13 +35,6 @@ def blocks(page: Path, *languages: str) -> list[str]:
 def prose(page: Path) -> str:
     """A page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-def test_what_is_coming_is_not_here_yet():
-    available = {f"sam-bigltl {command}" for command in COMMANDS}
-    available |= {f"sam-bigltl segment {flag}" for flag in flags("sam-bigltl", "segment")}
-    here = {name for name in COMING if name in available or (ROOT / name).exists() or resolves(name)}
-    assert not here, f"take {', '.join(sorted(here))} out of COMING"
 
 
 def resolves(name: str) -> bool:
@@ -63,7 +51,7 @@ def test_dotted_names_resolve(page: Path):
     for needed in ("timm", "accelerate", "webdataset"):
         pytest.importorskip(needed)
     for name in re.findall(r"`(sam_bigltl(?:\.\w+)+)(?:\([^`]*)?`", page.read_text()):
-        assert name in COMING or resolves(name), name
+        assert resolves(name), name
 
 
 def script(name: str) -> ModuleType:
@@ -125,7 +113,7 @@ def test_the_figure_is_drawn(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if re.match(r"[a-z]+:", target) or target in COMING:
+        if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
         file = page if not path else (page.parent / path).resolve()
@@ -151,8 +139,6 @@ def test_pages_are_listed():
 @pytest.mark.parametrize("page", NAMED, ids=lambda page: page.name)
 def test_tests_that_are_named_exist(page: Path):
     for file, name in re.findall(r"`(?:pytest [^`]*?)?(tests/\w+\.py)(?:::(\w+))?`", page.read_text()):
-        if file in COMING:
-            continue
         path = ROOT / file
         assert path.is_file(), file
         functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
@@ -204,17 +190,14 @@ def test_commands_have_the_flags_that_are_shown(page: Path):
     for program, *words in commands(page):
         command: tuple[str, ...] = ()
         if program == "sam-bigltl":
-            if words[0] == "COMMAND" or f"sam-bigltl {words[0]}" in COMING:
+            if words[0] == "COMMAND":
                 continue
             assert words[0] in COMMANDS, f"{page.name}: sam-bigltl {words[0]}"
             command = (words[0],) + (("--task", "classify") if "classify" in words else ())
         else:
             assert (ROOT / program).is_file(), program
-        coming = {name.split()[-1] for name in COMING if name.startswith(" ".join([program, *words[:1], "--"]))}
         used = {word.strip("[]").partition("=")[0] for word in words if word.strip("[").startswith("--")}
-        assert used - {"--"} <= flags(program, *command) | {"--help"} | coming, (
-            f"{page.name}: {program} {' '.join(words)}"
-        )
+        assert used - {"--"} <= flags(program, *command) | {"--help"}, f"{page.name}: {program} {' '.join(words)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

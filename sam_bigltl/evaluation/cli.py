@@ -122,7 +122,9 @@ def run(args: argparse.Namespace) -> None:
         focus=args.focus,
     )
     if plan.focus and (args.model or plan.prompts != ("box",)):
-        raise InputError("--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone")
+        raise InputError(
+            "--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone"
+        )
     device = _device(args.device)
     check_precision(args.dtype, device)
     run_job(Job(
