@@ -90,13 +90,14 @@ def fixed_encoder(encoder: BigLittleEncoder, keep_ratio: float) -> BigLittleEnco
     return encoder
 
 
-def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[Path]:
+def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0, batch: int | None = None) -> list[Path]:
     """Write `encoder.onnx` and `decoder.onnx` for `OnnxSamPredictor`, both or none.
 
     Args:
         sam: float32 model with an encoder of this project.
         folder: made if there is none. Weights above 2 GB go to files of their own beside the graphs.
         keep_ratio: share of the tokens on the big path.
+        batch: images that the encoder takes at once, for runtimes that need fixed shapes; None for any number.
 
     Returns:
         the files written.
@@ -109,7 +110,7 @@ def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[P
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="partial-") as partial:
-            for part, traced in ((ENCODER, encoder_program(sam, keep_ratio)), (DECODER, decoder_program(sam))):
+            for part, traced in ((ENCODER, encoder_program(sam, keep_ratio, batch)), (DECODER, decoder_program(sam))):
                 program = to_onnx(traced, part)
                 about = About(
                     part, describe(sam.image_encoder.config), float(keep_ratio), sam.image_encoder.img_size,
@@ -123,11 +124,16 @@ def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0) -> list[P
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-def encoder_program(sam: Sam, keep_ratio: float) -> torch.export.ExportedProgram:
-    """The encoder at one keep_ratio: images (B, 3, S, S), normalised and padded -> embeddings (B, C, g, g)."""
+def encoder_program(sam: Sam, keep_ratio: float, batch: int | None = None) -> torch.export.ExportedProgram:
+    """The encoder at one keep_ratio: images (B, 3, S, S), normalised and padded -> embeddings (B, C, g, g).
+
+    B is `batch`, or any number where that is None.
+    """
+    if batch is not None and batch < 1:
+        raise InputError(f"the batch is at least 1, not {batch}")
     encoder = fixed_encoder(sam.image_encoder, keep_ratio)
-    images = torch.zeros(2, 3, encoder.img_size, encoder.img_size)  # an example of batch 1 would fix the batch
-    return _traced(encoder, (images,), ({0: Dim.DYNAMIC},))
+    images = torch.zeros(batch or 2, 3, encoder.img_size, encoder.img_size)  # an example of batch 1 would fix the batch
+    return _traced(encoder, (images,), ({} if batch else {0: Dim.DYNAMIC},))
 
 
 def decoder_program(sam: Sam) -> torch.export.ExportedProgram:

@@ -28,11 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="any model that load_sam reads (default: checkpoints/bigltl_mini.safetensors)")  # fmt: skip
     parser.add_argument("--keep-ratio", type=float, default=1.0, metavar="R",
                         help="share of the tokens on the big path, in (0, 1]; fixed in the file (1.0)")  # fmt: skip
+    parser.add_argument("--batch", type=int, metavar="B",
+                        help="images that the encoder takes at once, fixed in the file (default: any number)")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for encoder.onnx and decoder.onnx")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Export, and say what was written."""
-    for path in export_onnx(load_sam(args.checkpoint or default_checkpoint()), args.output, args.keep_ratio):
+    sam = load_sam(args.checkpoint or default_checkpoint())
+    for path in export_onnx(sam, args.output, args.keep_ratio, args.batch):
         print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB")

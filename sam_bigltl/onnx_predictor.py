@@ -77,9 +77,18 @@ class OnnxSamPredictor:
             resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
             place[:, :height, :width] = ((np.asarray(resized, np.float32) - mean) / std).transpose(2, 0, 1)
             self._sizes.append((image.shape[:2], (height, width)))
-        (self.features,) = self._encoder.run(None, {"images": batch})
+        self.features = self._embed(batch)
         self.original_size, self.input_size = self._sizes[0]
         self.is_image_set = True
+
+    def _embed(self, batch: np.ndarray) -> np.ndarray:
+        """Embeddings of the images (B, 3, S, S); as many at once as the file takes, the rest of its batch being empty."""
+        size = self._encoder.get_inputs()[0].shape[0]
+        if not isinstance(size, int):  # a name: any number
+            return self._encoder.run(None, {"images": batch})[0]
+        filled = np.concatenate([batch, np.zeros((-len(batch) % size, *batch.shape[1:]), batch.dtype)])
+        parts = [self._encoder.run(None, {"images": part})[0] for part in np.split(filled, len(filled) // size)]
+        return np.concatenate(parts)[: len(batch)]
 
     def get_image_embedding(self) -> np.ndarray:
         """The embedding of the image that is set, (1, C, g, g), or (B, C, g, g) after `set_images` of B."""

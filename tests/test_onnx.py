@@ -107,6 +107,22 @@ def test_encoder_equals_torch_for_any_batch(sam, ratio: float) -> None:
     assert sam.image_encoder.keep_ratio == 0.5  # the model is left as it was
 
 
+def test_a_fixed_batch(sam, predictors, tmp_path: Path) -> None:
+    export_onnx(sam, tmp_path, 0.5, batch=2)
+    fixed = OnnxSamPredictor(tmp_path, threads=1)
+    assert fixed._encoder.get_inputs()[0].shape[0] == 2
+    images = [picture(*SIZE), picture(100, 30, seed=1), picture(30, 64, seed=2)]
+    any_number = predictors[0]
+    any_number.set_images(images)
+    for count in (1, 2, 3):
+        fixed.set_images(images[:count])
+        assert fixed.features.shape[0] == count
+        np.testing.assert_allclose(fixed.features, any_number.features[:count], atol=1e-4)
+    any_number.set_images([picture(*SIZE), picture(100, 30, seed=1)])  # as the other tests find it
+    with pytest.raises(InputError, match="at least 1, not 0"):
+        export_onnx(sam, tmp_path, 0.5, batch=0)
+
+
 def test_equal_scores_go_by_index(sam) -> None:
     grey = torch.zeros(1, 3, 64, 64)
     flat = little_sam()
