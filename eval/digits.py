@@ -1,6 +1,6 @@
 """scikit-learn's 1,797 scanned digits (8 x 8 pixels) as folders of pictures, every third one to test on.
 
-    python eval/digits.py --output digits    # digits/train, digits/test: one folder a class
+python eval/digits.py --output digits    # digits/train, digits/test: one folder a class
 """
 
 from __future__ import annotations
