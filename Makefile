@@ -22,8 +22,9 @@ quickstart: $(STAMP)
 demo: $(STAMP)
 	$(VENV)/bin/python demo/app.py
 
+# Two files of tests at a time with one thread each: most of them wait for imports and processes, not for arithmetic.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,browser]"
