@@ -183,3 +183,14 @@ def test_costs_are_the_formulas(ratio: float) -> None:
 
 def test_colours_are_the_classes(tmp_path: Path) -> None:
     assert sorted(path.name for path in make_folder(tmp_path / "x", each=1).iterdir()) == sorted(COLOURS)
+
+
+def test_digits(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "eval" / "digits.py"), "--output", str(tmp_path / "digits")]
+    bad = subprocess.run([*script, "--side", "4"], capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stderr == "digits.py: error: --side is at least 8, not 4\n"
+    done = subprocess.run([*script, "--side", "16"], capture_output=True, text=True)
+    if done.returncode:
+        assert done.returncode == 2 and done.stderr.endswith("pip install scikit-learn\n")
+        pytest.skip("the digits come with scikit-learn")
+    assert [len(list((tmp_path / "digits" / part).rglob("*.png"))) for part in ("train", "test")] == [1198, 599]
