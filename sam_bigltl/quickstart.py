@@ -52,7 +52,8 @@ PROMPTS: dict[str, dict[str, Prompt]] = {
 
 
 def add_quickstart_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of demo/quickstart.py."""
+    """Add the options of demo/quickstart.py and `sam-bigltl quickstart`."""
+    parser.epilog = "example: sam-bigltl quickstart --out out"
     parser.add_argument("--checkpoint", metavar="PATH", help="weights (default: checkpoints/bigltl_mini.safetensors)")
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the pictures (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=7, help="timed passes (default: %(default)s)")
