@@ -15,7 +15,7 @@ from PIL import Image
 
 from .errors import InputError
 from .onnx_files import DECODER, ENCODER, open_part
-from .prompt_checks import check_box, check_image, check_mask_input, check_points, check_prompts
+from .prompt_checks import check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts
 
 _PROMPTS = 8  # decoded together: more take memory and no less time each
 
@@ -212,8 +212,7 @@ class OnnxSamPredictor:
         """(H, W) of the original and of the resized image."""
         if not self.is_image_set:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < len(self._sizes):
-            raise InputError(f"image_index must be an integer from 0 to {len(self._sizes) - 1}, not {index!r}")
+        check_image_index(index, len(self._sizes))
         return self._sizes[index]
 
 

@@ -22,7 +22,7 @@ from .decode import draw, read_prompts
 from .errors import InputError
 from .focus import focus_on
 from .prompt_checks import (
-    check_box, check_image, check_mask_input, check_points, check_prompts, check_size, check_tensor
+    check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts, check_size, check_tensor
 )  # fmt: skip
 from .resize import ResizeLongestSideFloat32
 
@@ -379,8 +379,7 @@ class SamPredictor(segment_anything.SamPredictor):
         """(H, W) of the original and of the resized image."""
         if not self.is_image_set:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.features):
-            raise InputError(f"image_index must be an integer from 0 to {len(self.features) - 1}, not {index!r}")
+        check_image_index(index, len(self.features))
         # The first image goes by SAM's own attributes, which pipelines that cache embeddings assign.
         return self._sizes[index] if index > 0 else (self.original_size, self.input_size)
 

@@ -114,6 +114,12 @@ def check_tensor(values: Any, name: str) -> None:
         raise InputError(f"{name} must hold integers or floating-point numbers, not {values.dtype}")
 
 
+def check_image_index(index: Any, count: int) -> None:
+    """Raise InputError unless `index` is an integer from 0 to count - 1."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < count:
+        raise InputError(f"image_index must be an integer from 0 to {count - 1}, not {index!r}")
+
+
 def check_size(size: Any) -> tuple[int, int]:
     """Return an image's (height, width) in pixels, or raise InputError."""
     try:

@@ -15,6 +15,7 @@ from ..devices import parse_device
 from ..errors import InputError
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
 from ..open_classifier import KeyValues, add_model_arguments, data_config, open_classifier, save_classifier
+from . import checks
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 from .curve import plot_log
 
@@ -145,18 +146,11 @@ def run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:  # before the work, not at its end
         raise InputError("training draws its curve with matplotlib: pip install matplotlib")
-    for name in ("steps", "batch_size", "save_every", "log_every", "val_images"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
-    for name in set(_HELP) - {"steps", "batch_size", "save_every", "log_every", "lr", "clip", "temperature"}:
-        if not 0 <= getattr(args, name) < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} is not negative, but {getattr(args, name):g} is given")
-    for name in ("lr", "clip", "temperature"):
-        if not 0 < getattr(args, name) < float("inf"):
-            raise InputError(f"--{name} is positive, not {getattr(args, name):g}")
-    for name in ("ema", "smoothing"):
-        if not getattr(args, name) < 1:
-            raise InputError(f"--{name} is in [0, 1), not {getattr(args, name):g}")
+    counts, above_zero = ("steps", "batch_size", "save_every", "log_every"), ("lr", "clip", "temperature")
+    checks.at_least_one(args, (*counts, "val_images"))
+    checks.not_negative(args, (name for name in _HELP if name not in counts + above_zero))
+    checks.positive(args, above_zero)
+    checks.below_one(args, ("ema", "smoothing"))
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         raise InputError(f"--scale is two shares in (0, 1], the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
     for ratio in [*args.keep_ratios, *(args.keep_ratio_range or ())]:

@@ -19,6 +19,7 @@ from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
+from . import checks
 from .cache import EmbeddingCache
 from .curve import plot_log
 from .distill import DistillConfig, Distiller, fill_cache, fingerprint
@@ -103,14 +104,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (text, kind) in _STAGED.items():
         required = name == "steps"
         parser.add_argument(
-            _flag(name), type=kind, nargs="+", required=required, metavar="N",
+            checks.flag(name), type=kind, nargs="+", required=required, metavar="N",
             help=f"{text}, for each stage or once" + ("" if required else f" ({defaults[name]:g})"),
             **({} if required else {"default": [defaults[name]]}),
         )  # fmt: skip
     for name, text in _SINGLE.items():
         kind = type(defaults[name])
         parser.add_argument(
-            _flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N"
+            checks.flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N"
         )
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
@@ -128,10 +129,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(adamw)")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="(bfloat16)")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time: for bigltl_h")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -216,7 +213,7 @@ def _config(args: argparse.Namespace, stage: int, place: int, count: int) -> Dis
     for name in _STAGED:
         values = getattr(args, name)
         if len(values) not in (1, count):
-            raise InputError(f"{_flag(name)} has {len(values)} values for {count} stage{'s' * (count > 1)}")
+            raise InputError(f"{checks.flag(name)} has {len(values)} values for {count} stage{'s' * (count > 1)}")
         staged[name] = values[min(place, len(values) - 1)]
     return DistillConfig(
         stage=stage, **staged, **{name: getattr(args, name) for name in _SINGLE},
@@ -229,21 +226,17 @@ def _config(args: argparse.Namespace, stage: int, place: int, count: int) -> Dis
 
 def _check(args: argparse.Namespace, configs: list[DistillConfig]) -> None:
     for config in configs:
-        for name in ("steps", "batch_size", "accumulate", "streams", "prompts", "save_every", "log_every"):
-            if getattr(config, name) < 1:
-                raise InputError(f"{_flag(name)} is at least 1, not {getattr(config, name)}")
-        for name in ("lr", "clip"):
-            if not 0 < getattr(config, name) < float("inf"):
-                raise InputError(f"{_flag(name)} is positive, not {getattr(config, name):g}")
-        for name in ("seed", "workers", "warmup", "rounds", "val_every", "weight_decay", "final_lr",
-                     "weight_embedding", "weight_layers", "weight_router", "weight_masks"):  # fmt: skip
-            if not 0 <= getattr(config, name) < float("inf"):
-                raise InputError(f"{_flag(name)} is not negative, but {getattr(config, name):g} is given")
+        counts = ("steps", "batch_size", "accumulate", "streams", "prompts", "save_every", "log_every")
+        checks.at_least_one(config, counts)
+        checks.positive(config, ("lr", "clip"))
+        checks.not_negative(config, (
+            "seed", "workers", "warmup", "rounds", "val_every", "weight_decay", "final_lr", "weight_embedding",
+            "weight_layers", "weight_router", "weight_masks",
+        ))  # fmt: skip
     low, high = args.keep_ratio_range or (min(args.keep_ratios), max(args.keep_ratios))
     if not 0 < low <= high <= 1:
         raise InputError(f"keep ratios are in (0, 1], the lower first, not {low:g} to {high:g}")
-    if not 0 <= args.ema < 1:
-        raise InputError(f"--ema is in [0, 1), not {args.ema:g}")
+    checks.below_one(args, ("ema",))
     if args.warm_start < 0 or args.val_images < 1:
         raise InputError("--warm-start is not negative and --val-images at least 1")
     if not args.resume and any((args.output / f"stage{config.stage}" / "state.pt").exists() for config in configs):
