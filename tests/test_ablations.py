@@ -209,7 +209,6 @@ def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         save_sam(registry.sam_model_registry["vit_tiny"](), teacher)
         with pytest.raises(InputError, match="rows of another teacher"):
             study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
-    torch.set_flush_denormal(False)
 
 
 def test_tables_and_plots_come_from_the_csv(tmp_path: Path):

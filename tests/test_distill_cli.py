@@ -63,7 +63,6 @@ def tiny():
     with tiny_cli.registered():
         yield
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 def flags(toy: Path, output: Path, *more: object) -> list[str]:

@@ -17,6 +17,7 @@ from training_toy import write_shapes
 from sam_bigltl.convert import convert_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.registry import build_sam
+from sam_bigltl.training.denormals import denormals_are_zero
 from sam_bigltl.training.loop import Forward, TrainConfig, Trainer, make_batches
 from sam_bigltl.training.optimizers import learning_rate
 
@@ -37,7 +38,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-    torch.set_flush_denormal(False)
 
 
 def trainer(shapes: Path, output: Path, config: TrainConfig = CONFIG, key: str = "vit_tiny", **more) -> Trainer:
@@ -72,6 +72,23 @@ def interrupt_at(target: Trainer, step: int, number: int = signal.SIGINT) -> Non
 
 
 # ---------------------------------------------------------------- learning
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_zero_during_the_run_alone(before: bool, shapes, tmp_path):
+    seen = []
+    run = trainer(shapes, tmp_path, replace(CONFIG, steps=3))
+    forward = run.forward.forward
+    run.forward.forward = lambda batch: seen.append(denormals_are_zero()) or forward(batch)
+    interrupt_at(run, 2)
+    torch.set_flush_denormal(before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        assert seen == [True, True] and denormals_are_zero() == before
+        assert (float(np.float32(1e-40) * np.float32(1)) == 0) == before  # an independent look
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_the_loss_falls(shapes, tmp_path):
     config = replace(CONFIG, steps=120, lr=4e-3, warmup=5, log_every=20)
     run = trainer(shapes, tmp_path, config)

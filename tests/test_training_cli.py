@@ -36,7 +36,6 @@ def tiny():
     """The tiny models as registered types, for `main` in this process."""
     with tiny_cli.registered():
         yield
-    torch.set_flush_denormal(False)
 
 
 def flags(shapes: Path, output: Path, *more: object, model: str = "vit_tiny", steps: int = 4) -> list[str]:

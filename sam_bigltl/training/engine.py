@@ -26,6 +26,7 @@ from ..checkpoints import read_checkpoint
 from ..errors import InputError
 from ..trunk import Trunk
 from .config import FREE, LoopConfig
+from .denormals import flush_denormals
 from .interrupts import interrupt_flag
 from .optimizers import learning_rate, make_optimizers
 
@@ -160,10 +161,10 @@ class Loop(ABC):
         """The weights to ship."""
         return self.average if self.config.ema else self.sam.state_dict()
 
+    @flush_denormals()
     def run(self) -> None:
         """Train to the last step, saving on the way. An interrupt ends it after the step under way, saved."""
         config, device = self.config, self.device
-        torch.set_flush_denormal(True)  # denormals in young weights slow a CPU down several times
         forward = torch.compile(self.forward, dynamic=False) if config.compile else self.forward
         if self.accelerator.num_processes > 1:
             forward = self.accelerator.prepare_model(forward)
