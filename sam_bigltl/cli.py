@@ -12,7 +12,12 @@ from .errors import ArgumentParser, run_cli
 
 # Command: (module, function that adds its flags, function that runs it, one line of help). Imported when called for.
 COMMANDS = {
-    "quickstart": ("quickstart", "add_quickstart_arguments", "run_quickstart", "three photographs segmented, with times"),
+    "quickstart": (
+        "quickstart",
+        "add_quickstart_arguments",
+        "run_quickstart",
+        "three photographs segmented, with times",
+    ),
     "segment": (
         "segment",
         "add_segment_arguments",

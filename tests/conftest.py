@@ -13,7 +13,6 @@ from sam_bigltl.training.denormals import denormals_are_zero
 def process_state() -> dict[str, object]:
     return {
         "working folder": os.getcwd(),
-        "environment": dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
         "denormals are zero": denormals_are_zero(),
         "threads": torch.get_num_threads(),
         "default type": torch.get_default_dtype(),

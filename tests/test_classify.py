@@ -23,6 +23,7 @@ from sam_bigltl.errors import InputError
 from sam_bigltl.open_classifier import open_classifier, save_classifier
 from sam_bigltl.probe import SamClassifier
 from sam_bigltl.registry import sam_model_registry
+from sam_bigltl.training import classify_study
 from sam_bigltl.training.classify import Classification, ClassifyConfig, LabelledBatches, Objective, open_dataset
 
 KWARGS = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2)
@@ -231,3 +232,49 @@ def test_bad_input_is_one_line(
         main(*line, *words, *kwargs, "--output", str(tmp_path / "run"), "--device", "cpu")
     error = capsys.readouterr().err
     assert exit_info.value.code == 2 and message in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- the study
+def test_the_study_scores_every_row_and_keeps_finished_runs(folder, tmp_path, capsys):
+    words = ["--data-dir", folder, "--val-dir", folder, "--img-size", 32, "--patch-size", 8, "--dim", 32, "--depth", 2,
+             "--heads", 2, "--steps", 12, "--student-steps", 2, "--batch-size", 8, "--lr", 3e-3, "--hflip", 0, "--workers", 0,
+             "--seeds", 2, "--dtype", "bfloat16", "--output", tmp_path / "study"]  # fmt: skip
+    classify_study.main([str(word) for word in words])
+    with (tmp_path / "study" / "study.csv").open() as file:
+        rows = {(row["model"], float(row["keep_ratio"])): row for row in csv.DictReader(file)}
+    names = ("distilled", "distilled, bfloat16", "random tokens", "no distillation")
+    assert set(rows) == {("dense ViT", 1.0)} | {(name, ratio) for name in names for ratio in (1.0, 0.5, 0.25)}
+    assert all(row["seeds"] == "2" and 0 <= float(row["top1_mean"]) <= 100 for row in rows.values())
+    assert float(rows["dense ViT", 1.0]["top1_mean"]) > 60  # colours; a third by chance
+    assert all(float(rows[name, 0.5]["ms_of_32_images"]) > 0 for name in names[:2])
+    dense = tmp_path / "study" / "dense_ViT_0"
+    log, state = (dense / "log.csv").read_bytes(), (dense / "state.pt").read_bytes()
+    capsys.readouterr()
+    classify_study.main([str(word) for word in words])
+    assert (dense / "log.csv").read_bytes() == log and (dense / "state.pt").read_bytes() == state
+    with (tmp_path / "study" / "study.csv").open() as file:
+        again = {(row["model"], float(row["keep_ratio"])): row["top1_mean"] for row in csv.DictReader(file)}
+    assert again == {key: row["top1_mean"] for key, row in rows.items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hflip", "2"], "--hflip is a probability in [0, 1], not 2"),
+        (["--seeds", "0"], "--seeds is at least 1, not 0"),
+        (["--native"], "--native needs a --dtype"),
+    ],
+)
+def test_the_study_refuses(words, message, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        classify_study.main(["--data-dir", str(folder), "--val-dir", str(folder), "--output", str(tmp_path), *words])
+    assert capsys.readouterr().err == f"classify_study.py: error: {message}\n"
+
+
+@pytest.mark.parametrize("hflip", [0.0, 1.0])
+def test_images_are_mirrored_as_often_as_asked(hflip, folder):
+    config = replace(CONFIG, auto_augment=None, mixup=0.0, cutmix=0.0, erase=0.0, scale=(1.0, 1.0), hflip=hflip)
+    dataset = open_dataset("", folder, "train")
+    batch = LabelledBatches(dataset, DATA_CONFIG, 3, config)
+    mirrored = LabelledBatches(dataset, DATA_CONFIG, 3, replace(config, hflip=1 - hflip))
+    assert torch.equal(batch[0]["image"], mirrored[0]["image"].flip(-1))

@@ -40,3 +40,10 @@ def below_one(values: Any, names: Iterable[str]) -> None:
     for name in names:
         if not 0 <= getattr(values, name) < 1:
             raise InputError(f"{flag(name)} is in [0, 1), not {getattr(values, name):g}")
+
+
+def probability(values: Any, names: Iterable[str]) -> None:
+    """They are in [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(values, name) <= 1:
+            raise InputError(f"{flag(name)} is a probability in [0, 1], not {getattr(values, name):g}")

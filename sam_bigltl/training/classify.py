@@ -34,7 +34,7 @@ class ClassifyConfig(LoopConfig):
     """Settings of a run on labelled images. `optimizer` is any of timm's names.
 
     Attributes:
-        auto_augment, color_jitter, erase, scale: see timm's `create_transform`.
+        auto_augment, color_jitter, erase, scale, hflip: see timm's `create_transform`.
         mixup, cutmix, smoothing: see timm's `Mixup`.
         label_weight, feature_weight, logit_weight: of the labels, and with a teacher of its tokens (1 - cosine, the paper's
             L_fd) and of its logits (cross-entropy with its probabilities at `temperature`).
@@ -44,6 +44,7 @@ class ClassifyConfig(LoopConfig):
     auto_augment: str | None = None
     color_jitter: float = 0.0
     erase: float = 0.0
+    hflip: float = 0.5
     scale: tuple[float, float] = (0.5, 1.0)
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -103,7 +104,7 @@ class LabelledBatches(Dataset):
         self.transform = create_transform(
             data_config["input_size"], is_training=True, scale=config.scale, mean=data_config["mean"],
             std=data_config["std"], interpolation=data_config["interpolation"], auto_augment=config.auto_augment,
-            color_jitter=config.color_jitter or None, re_prob=config.erase,
+            color_jitter=config.color_jitter or None, re_prob=config.erase, hflip=config.hflip,
         )  # fmt: skip
         self.mix = None
         if config.mixup or config.cutmix:

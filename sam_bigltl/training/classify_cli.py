@@ -32,7 +32,8 @@ _HELP = {
     "ema": "decay of the averaged weights that are saved; 0 for none", "seed": "of every random choice",
     "workers": "processes that read images", "save_every": "steps between states", "log_every": "steps between log rows",
     "val_every": "steps between validations; 0: at the end only", "color_jitter": "of timm's augmentation",
-    "erase": "probability of random erasing", "mixup": "alpha; 0 for none", "cutmix": "alpha; 0 for none",
+    "erase": "probability of random erasing", "hflip": "probability of a mirrored image; 0 for text and digits",
+    "mixup": "alpha; 0 for none", "cutmix": "alpha; 0 for none",
     "smoothing": "of the labels", "label_weight": "weight of the labels' loss", "feature_weight": "of 1 - cosine to the teacher's tokens",
     "logit_weight": "of the cross-entropy with the teacher's probabilities", "temperature": "of these probabilities",
 }  # fmt: skip
@@ -151,6 +152,7 @@ def _check(args: argparse.Namespace) -> None:
     checks.not_negative(args, (name for name in _HELP if name not in counts + above_zero))
     checks.positive(args, above_zero)
     checks.below_one(args, ("ema", "smoothing"))
+    checks.probability(args, ("erase", "hflip"))
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         raise InputError(f"--scale is two shares in (0, 1], the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
     for ratio in [*args.keep_ratios, *(args.keep_ratio_range or ())]:

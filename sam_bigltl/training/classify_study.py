@@ -1,12 +1,14 @@
 """What a classifier keeps of its accuracy: a dense ViT trained from nothing, and big.LITTLE students of it.
 
 For every seed: a dense ViT; its conversion distilled with random keep ratios; the same with random tokens in place of the
-router's; the same from labels alone. All are scored on the same images at 1.0, 0.5 and 0.25.
+router's; the same from labels alone. All are scored on the same images at 1.0, 0.5 and 0.25, the distilled ones in faster
+formats too where `--dtype` asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import statistics
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..convert_vit import convert_vit
@@ -23,19 +25,12 @@ from ..errors import ArgumentParser, InputError, run_cli
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
 from ..latency.timing import measure, timed
 from ..open_classifier import data_config
+from . import checks
+from .ablations import RandomRouter
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 
 RATIOS = (1.0, 0.5, 0.25)
 ROWS = ("dense ViT", "distilled", "random tokens", "no distillation")
-
-
-class RandomRouter(nn.Module):
-    """Scores that have nothing to do with the image, the same in every run."""
-
-    def forward(self, little: Tensor) -> Tensor:
-        """little (B, N, C_E) -> scores (B, N) that sum to 1"""
-        order = torch.rand(little.shape[:2], generator=torch.Generator().manual_seed(little.shape[0]))
-        return order.to(little.device).softmax(dim=1)
 
 
 def accuracies(model: nn.Module, batches: Sequence, ratios: Sequence[float]) -> list[float]:
@@ -45,8 +40,8 @@ def accuracies(model: nn.Module, batches: Sequence, ratios: Sequence[float]) -> 
     return [100 * sum(row[i][1] for row in rows) / sum(row[i][0] for row in rows) for i in range(len(ratios))]
 
 
-def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]], nn.Module, nn.Module]:
-    """Accuracies by row of ROWS, the dense model and the distilled student."""
+def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]], nn.Module, dict[str, nn.Module]]:
+    """Accuracies by row, the dense model, and the distilled student by row: as trained and in every other format."""
     train = open_dataset("", args.data_dir, "train")
     classes = len(train.reader.class_to_idx)
     kwargs = dict(
@@ -58,7 +53,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
     dense.pretrained_cfg = dense.pretrained_cfg | {"crop_pct": 1.0}
     base = ClassifyConfig(
         steps=args.steps, batch_size=args.batch_size, lr=args.lr, warmup=args.steps // 10, seed=seed, workers=args.workers,
-        save_every=args.steps, log_every=50, precision=args.precision, ema=0.0, scale=(args.least_crop, 1.0),
+        save_every=args.steps, log_every=50, precision=args.precision, ema=0.0, scale=(args.least_crop, 1.0), hflip=args.hflip,
     )  # fmt: skip
     config = replace(
         base, steps=args.student_steps, lr=args.student_lr, warmup=args.student_steps // 10, keep_ratio_range=(0.2, 1.0)
@@ -76,7 +71,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
         run.run()
         return model.eval()
 
-    found = {}
+    found, kept = {}, {}
     dense = trained(dense, ROWS[0], base, None)
     found[ROWS[0]] = accuracies(dense, batches, [1.0])
     for name in ROWS[1:]:
@@ -87,46 +82,60 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
             for transition in student.transitions:
                 transition.router = RandomRouter()
         student = trained(student, name, config, None if name == "no distillation" else dense)
+        torch.manual_seed(seed)  # of the random tokens, whether the run was trained now or before
         found[name] = accuracies(student, batches, RATIOS)
         if name == "distilled":
-            kept = student
+            kept[name] = student
+            for dtype in args.dtype:
+                row = f"{name}, {dtype}{' native' * args.native}"
+                kept[row] = copy.deepcopy(student)
+                kept[row].optimize(dtype, native=args.native)
+                found[row] = accuracies(kept[row], batches, RATIOS)
     return found, dense, kept
 
 
-def times(dense: nn.Module, student: nn.Module, side: int, batch: int, runs: int) -> list[float]:
-    """Median milliseconds of a batch: the dense model, then the student at each ratio, in turns."""
+def times(dense: nn.Module, students: dict[str, nn.Module], side: int, batch: int, runs: int) -> dict[str, list[float]]:
+    """Median milliseconds of a batch by row, the students at each ratio; all take turns."""
     pixels = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
 
-    def at(ratio: float) -> None:
+    def at(student: nn.Module, ratio: float) -> None:
         student.keep_ratio = ratio
         student(pixels)
 
-    calls = [lambda: timed(lambda: dense(pixels)), *(lambda ratio=ratio: timed(lambda: at(ratio)) for ratio in RATIOS)]
+    calls = {(ROWS[0], 1.0): lambda: dense(pixels)} | {
+        (name, ratio): lambda student=student, ratio=ratio: at(student, ratio)
+        for name, student in students.items()
+        for ratio in RATIOS
+    }
+    found: dict[str, list[float]] = {}
     with torch.inference_mode():
-        return [1e3 * statistics.median(own) for own in measure(calls, runs, 3)]
+        measured = measure([lambda call=call: timed(call) for call in calls.values()], runs, 3)
+    for (name, _), own in zip(calls, measured, strict=True):
+        found.setdefault(name, []).append(1e3 * statistics.median(own))
+    return found
 
 
 def run(args: argparse.Namespace) -> None:
     """Train all models of all seeds, print the table, write study.csv. Raises InputError."""
-    for name in ("steps", "student_steps", "batch_size", "seeds", "depth", "dim", "heads"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
+    checks.at_least_one(args, ("steps", "student_steps", "batch_size", "seeds", "depth", "dim", "heads"))
+    checks.probability(args, ("hflip",))
+    if args.native and not args.dtype:
+        raise InputError("--native needs a --dtype")
     results = [one_seed(args, seed) for seed in range(args.seeds)]
-    _, dense, student = results[-1]
-    milliseconds = times(dense, student, args.img_size, 32, 20)
-    args.output.mkdir(parents=True, exist_ok=True)
+    _, dense, students = results[-1]
+    milliseconds = times(dense, students, args.img_size, 32, 20)
     path = args.output / "study.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("model", "keep_ratio", "top1_mean", "top1_sd", "seeds", "ms_of_32_images"))
-        print(f"{'model':<18} {'keep_ratio':>10} {'top-1 %':>8} {'sd':>6} {'ms of 32':>9}")
-        for name in ROWS:
+        print(f"{'model':<24} {'keep_ratio':>10} {'top-1 %':>8} {'sd':>6} {'ms of 32':>9}")
+        for name, took in {name: milliseconds.get(name) for name in results[-1][0]}.items():
             for index, ratio in enumerate(RATIOS if name != ROWS[0] else (1.0,)):
                 values = [found[name][index] for found, _, _ in results]
                 mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-                took = milliseconds[0 if name == ROWS[0] else 1 + index]
-                writer.writerow((name, ratio, f"{mean:.3f}", f"{spread:.3f}", len(values), f"{took:.3f}"))
-                print(f"{name:<18} {ratio:>10g} {mean:>8.2f} {spread:>6.2f} {took:>9.1f}")
+                ms = f"{took[index]:.3f}" if took else ""  # where another row's model computes the same
+                writer.writerow((name, ratio, f"{mean:.3f}", f"{spread:.3f}", len(values), ms))
+                print(f"{name:<24} {ratio:>10g} {mean:>8.2f} {spread:>6.2f} {ms and f'{float(ms):.1f}':>9}")
     print(f"written: {path}")
 
 
@@ -144,8 +153,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, kind, default in (
         ("img_size", int, 64), ("patch_size", int, 8), ("dim", int, 96), ("depth", int, 8), ("heads", int, 3),
         ("steps", int, 600), ("student_steps", int, 300), ("batch_size", int, 32), ("lr", float, 1e-3),
-        ("student_lr", float, 5e-4), ("workers", int, 1), ("least_crop", float, 0.5),
+        ("student_lr", float, 5e-4), ("workers", int, 1), ("least_crop", float, 0.5), ("hflip", float, 0.5),
     ):  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"({default:g})")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="float32", help="(float32)")
+    parser.add_argument("--dtype", nargs="+", choices=["bfloat16", "int8"], default=[], help="score in these as well")
+    parser.add_argument("--native", action="store_true", help="those with this project's C++ kernels")
     run_cli(parser.prog, run, parser.parse_args(argv))
