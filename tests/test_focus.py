@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam
 
 from sam_bigltl import SamPredictor
 from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage
+from sam_bigltl.evaluation.runner import Plan, encode_masks, evaluate
 from sam_bigltl.focus import box_weights
 
 
@@ -88,3 +93,28 @@ def test_who_cannot_seek() -> None:
     routed = SamPredictor(dense_sam(dense_config(little_dim=8)))
     with pytest.raises(InputError, match="each of the 2 images"):
         routed.set_images([picture(), picture()], boxes=[[[0, 0, 20, 20]]])
+
+
+def polygon(number: int, box: list[float]) -> Annotation:
+    x, y, w, h = box
+    return Annotation(number, w * h, tuple(box), [[x, y, x + w, y, x + w, y + h, x, y + h]], (64, 64))
+
+
+@pytest.mark.parametrize("focus", ["image", "box"])
+def test_evaluation_prompts_encodings_that_know_the_boxes(focus: str, tmp_path: Path) -> None:
+    sam = dense_sam(dense_config(little_dim=8))
+    predictor = SamPredictor(sam)
+    annotations = [polygon(i, box) for i, box in enumerate([[2, 3, 30, 20], [34, 30, 25, 28]], 1)]
+    image = CocoImage(7, "a.png", (64, 64), annotations)
+    Image.fromarray(picture(64, 64)).save(tmp_path / "a.png")
+    plan = Plan(keep_ratios=(0.25, 0.5), focus=focus)
+    (record,) = evaluate(predictor, [image], tmp_path, plan, progress=False)
+    boxes = [np.array([x, y, x + w, y + h]) for x, y, w, h in (annotation.bbox for annotation in annotations)]
+    expected = []
+    for sam.image_encoder.keep_ratio in plan.keep_ratios:
+        for box in boxes:
+            predictor.set_image(picture(64, 64), boxes=[box] if focus == "box" else boxes)
+            masks, scores, _ = predictor.predict(box=box)
+            expected.append(encode_masks([masks[scores.argmax()]])[0])
+    assert [result.counts for result in record.results] == expected
+    assert len(record.encode_seconds) == 2 and set(record.decode_seconds) == {"0.25/box/0", "0.5/box/0"}

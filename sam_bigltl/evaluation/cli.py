@@ -72,8 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--refine", nargs="+", metavar="N", help="corrective points after a box at which IoU is taken")
     own.add_argument("--mask-feedback", action=argparse.BooleanOptionalAction, default=None,
                      help="give each further prediction the logits of the one before")  # fmt: skip
-    own.add_argument("--focus", action="store_true", help="tell the encoder the boxes that will be prompted, so that it "
-                     "seeks its big tokens there first (prompt-aware routing)")  # fmt: skip
+    own.add_argument("--focus", nargs="?", choices=["image", "box"], const="image", help="tell the encoder the boxes that "
+                     "will be prompted, so that it seeks its big tokens there first (prompt-aware routing): all of an image "
+                     "(image), or with one encoding for each (box)")  # fmt: skip
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")

@@ -44,7 +44,8 @@ class Plan:
         seed: of the random clicks.
         batch_size: prompts decoded at once; 0 makes one `predict` a prompt, as a user would.
         workers: threads that read images ahead; 0 reads them in turn.
-        focus: tell the encoder the annotations' boxes, for prompt-aware routing.
+        focus: tell the encoder the boxes that will be prompted, for prompt-aware routing: "image", all of an image's at
+            once; "box", one encoding for each of them; or None.
     """
 
     protocol: Protocol = PROTOCOLS["A"]
@@ -54,7 +55,7 @@ class Plan:
     seed: int = 0
     batch_size: int = 8
     workers: int = 1
-    focus: bool = False
+    focus: str | None = None
 
     def steps(self, prompt: str) -> list[int]:
         """Numbers of points at which IoU is taken, ascending."""
@@ -150,7 +151,7 @@ def summary_rows(records: Sequence[ImageRecord], plan: Plan) -> list[dict[str, A
     Returns:
         Dicts with keep_ratio, prompt, clicks (0 for a box alone); all, small, medium, large (mIoU in percent, None
         where a split is empty); instances, images; seconds (encoder and decoder time of this row alone: every row counts
-        its own encoding, and a row of k clicks the first k predictions); encoder_ms (median of the images).
+        its own encoding, and a row of k clicks the first k predictions); encoder_ms (median of the images, all encodings of each).
     """
     ious, areas, seconds = defaultdict(list), defaultdict(list), defaultdict(float)
     encode: dict[Any, list[float]] = {ratio: [] for ratio in plan.keep_ratios}
@@ -248,13 +249,13 @@ def _image_record(
     predictor = decoder.predictor
     record = ImageRecord(image.id, [], {}, [], [])
     targets = [annotation.mask() for annotation in image.annotations]
-    encode: Callable[..., None] = predictor.set_image
-    if plan.focus:
-        encode = partial(encode, boxes=[box_xyxy(annotation.bbox) for annotation in image.annotations])
     for ratio in plan.keep_ratios:
         if _routes(predictor):
             predictor.model.image_encoder.keep_ratio = ratio
-        record.encode_seconds.append(_timed(predictor, encode, pixels)[1])
+        if plan.focus:
+            record.encode_seconds.append(_run_focused(decoder, record, ratio, plan, image, targets, pixels))
+            continue
+        record.encode_seconds.append(_timed(predictor, predictor.set_image, pixels)[1])
         for prompt in plan.prompts:
             if prompt == "detector":
                 _run_detector(decoder, record, ratio, plan, detections)
@@ -262,6 +263,20 @@ def _image_record(
                 instances = _instances(image, targets, prompt, plan, _frame_side(predictor))
                 _run_prompts(decoder, record, ratio, prompt, plan, instances)
     return record
+
+
+def _run_focused(
+    decoder: PromptLoop, record: ImageRecord, ratio: float | str, plan: Plan, image: CocoImage,
+    targets: Sequence[np.ndarray], pixels: np.ndarray,
+) -> float:  # fmt: skip
+    """Prompt all instances with their boxes, which the encoder is told before; returns the seconds of encoding."""
+    predictor, seconds = decoder.predictor, 0.0
+    instances = _instances(image, targets, "box", plan, _frame_side(predictor))
+    for group in [[each] for each in instances] if plan.focus == "box" else [instances]:
+        encode = partial(predictor.set_image, boxes=[each.box for each in group])
+        seconds += _timed(predictor, encode, pixels)[1]
+        _run_prompts(decoder, record, ratio, "box", plan, group)
+    return seconds
 
 
 def _frame_side(predictor: Predictor) -> int:
@@ -308,7 +323,8 @@ def _run_prompts(
         for each, prediction in zip(due, predictions, strict=True):
             each.prediction, each.points = prediction, len(each.clicker.coords)
         if step in wanted:
-            record.decode_seconds[_key(ratio, prompt, step)] = seconds
+            key = _key(ratio, prompt, step)
+            record.decode_seconds[key] = record.decode_seconds.get(key, 0.0) + seconds
             scored = [each for each in instances if not (protocol.skip_empty and _empty(each))]
             counts = encode_masks([each.prediction.mask for each in scored])
             record.results += [
