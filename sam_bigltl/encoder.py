@@ -58,7 +58,8 @@ class EncoderConfig:
     @property
     def little_window(self) -> int:
         """Side of the windows of the E-blocks: a divisor of the grid where there is one, since padding is work."""
-        return next((window for window in (8, 7, 6, 5) if self.side % window == 0), 8)
+        divisors = [window for window in (8, 7, 6, 5) if self.side % window == 0]  # torch 2.6 cannot trace next()
+        return divisors[0] if divisors else 8
 
     @property
     def stages(self) -> list[range]:

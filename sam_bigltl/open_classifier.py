@@ -28,7 +28,10 @@ class KeyValues(ParseKwargs):
     def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001 - argparse's signature
         if wrong := [value for value in values if value.count("=") != 1]:
             raise argparse.ArgumentError(self, f"{wrong[0]!r} is not KEY=VALUE")
-        super().__call__(parser, namespace, values, option_string)
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except SyntaxError as error:  # timm before 1.0.23, of words that newer ones take for text
+            raise argparse.ArgumentError(self, f"{error.text or values!r} is not KEY=VALUE") from None
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

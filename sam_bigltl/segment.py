@@ -97,6 +97,10 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the image that the big path computes: a number in (0, 1], one number a stage as in "
         "1,0.5,0.5,0.25, or auto (default: that of the checkpoint)",
     )  # fmt: skip
+    parser.add_argument(
+        "--focus", action="store_true",
+        help="encode once for each box, with the big tokens sought in it first: better masks at a small --keep-ratio",
+    )  # fmt: skip
     parser.add_argument("--all-masks", action="store_true", help="keep all three masks of a prompt, not the best one")
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results (default: %(default)s)")
     folder = parser.add_argument_group("a folder of photographs")
@@ -128,15 +132,19 @@ def run_segment(args: argparse.Namespace) -> None:
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
     check_precision(args.dtype, device)
+    if args.focus and prompts[0].box is None:
+        raise InputError("--focus seeks the big tokens in a box: give one with --box")
     image = read_image(args.image)
     check_inside(prompts, image.shape[:2])
     predictor = load_predictor(args.checkpoint, device, args.dtype, args.native)
-    if keep_ratio is not None:
-        set_keep_ratio(predictor, keep_ratio)
-    encoder_ms, _ = timed(lambda: predictor.set_image(image), device)
-    segments = [segment for prompt in prompts for segment in segment_prompt(predictor, prompt, args.all_masks)]
+    set_routing(predictor, keep_ratio, args.focus)
+
+    def answer(some: Sequence[Prompt]) -> list[list[Segment]]:
+        return [segment_prompt(predictor, prompt, args.all_masks) for prompt in some]
+
+    segments, routes, encoder_ms = segment_image(predictor, image, prompts, answer, args.focus)
     out, name = Path(args.out), Path(args.image).name
-    paths = [*write_pictures(out, name, image, predictor.route, segments), write_masks(out, name, segments)]
+    paths = [*write_pictures(out, name, image, routes, segments), write_masks(out, name, segments)]
     print(table(segments))
     where = f"on {device} in {args.dtype}" + " native" * args.native
     print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, {where}")
@@ -199,12 +207,42 @@ def load_predictor(checkpoint: str | None, device: torch.device, precision: str,
     return SamPredictor(sam)
 
 
-def set_keep_ratio(predictor: SamPredictor, keep_ratio: float | tuple[float, ...] | str) -> None:
-    """Set the encoder's keep_ratio; InputError where it has none, or another number of stages."""
+def set_routing(
+    predictor: SamPredictor, keep_ratio: float | tuple[float, ...] | str | None, focus: bool = False
+) -> None:
+    """Set the encoder's keep_ratio (None: as it is); InputError where it, or `focus`, is not for this encoder."""
     encoder = predictor.model.image_encoder
-    if not hasattr(encoder, "keep_ratio"):
-        raise InputError("this checkpoint has a plain ViT encoder: leave --keep-ratio out, or convert it first")
-    encoder.keep_ratio = keep_ratio
+    if keep_ratio is not None:
+        if not hasattr(encoder, "keep_ratio"):
+            raise InputError("this checkpoint has a plain ViT encoder: leave --keep-ratio out, or convert it first")
+        encoder.keep_ratio = keep_ratio
+    if focus and getattr(encoder, "is_dense", True):
+        raise InputError("this checkpoint's encoder computes every token: leave --focus out, or convert it first")
+
+
+def segment_image(
+    predictor: SamPredictor,
+    image: np.ndarray,
+    prompts: Sequence[Prompt],
+    answer: Callable[[Sequence[Prompt]], list[list[Segment]]],
+    focus: bool,
+) -> tuple[list[Segment], list[Route], float]:
+    """Encode `image` and let `answer` segment what the prompts ask for; with `focus` anew for every box.
+
+    Returns:
+        the segments in the order of the prompts; the route of every encoding, where the encoder routes; their milliseconds.
+    """
+    shared: dict[Any, list[int]] = {}  # the prompts of an encoding
+    for index, prompt in enumerate(prompts):
+        shared.setdefault(prompt.box if focus else None, []).append(index)
+    found: dict[int, list[Segment]] = {}
+    routes, milliseconds = [], 0.0
+    for box, indices in shared.items():
+        boxes = None if box is None else [box]
+        milliseconds += timed(lambda boxes=boxes: predictor.set_image(image, boxes=boxes), predictor.device)[0]
+        routes += [] if predictor.route is None else [predictor.route]
+        found |= zip(indices, answer([prompts[index] for index in indices]), strict=True)
+    return [segment for index in sorted(found) for segment in found[index]], routes, milliseconds
 
 
 def segment_prompt(predictor: SamPredictor, prompt: Prompt, all_masks: bool = False) -> list[Segment]:
@@ -222,15 +260,15 @@ def ranked(
 
 
 def write_pictures(
-    folder: Path, file_name: str, image: np.ndarray, route: Route | None, segments: Sequence[Segment]
+    folder: Path, file_name: str, image: np.ndarray, routes: Sequence[Route], segments: Sequence[Segment]
 ) -> list[Path]:
-    """Write overlay, masks and, where the encoder routed, the routing picture. Returns the paths."""
+    """Write overlay, masks and a picture of every route. Returns the paths."""
     stem = Path(file_name).stem
     pictures = {f"{stem}_overlay.png": draw_segments(image, segments)}
     for number, segment in enumerate(segments, start=1):
         pictures[f"{stem}_mask_{number}.png"] = segment.mask.astype(np.uint8) * 255
-    if route is not None:
-        pictures[f"{stem}_routing.png"] = routing_picture(image, route)
+    for number, route in enumerate(routes, start=1):
+        pictures[f"{stem}_routing{f'_{number}' * (len(routes) > 1)}.png"] = routing_picture(image, route)
     for name, picture in pictures.items():
         write_image(folder / name, picture)
     return [folder / name for name in pictures]

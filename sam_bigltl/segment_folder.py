@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +27,7 @@ from .predictor import SamPredictor
 from .prompt_checks import check_box, check_points
 from .registry import default_checkpoint
 from .routing import Route
-from .segment import Prompt, Segment, check_inside, masks_path, parse_keep_ratio, ranked, set_keep_ratio, timed
+from .segment import Prompt, Segment, check_inside, masks_path, parse_keep_ratio, ranked, set_routing, timed
 from .training.photos import SUFFIXES
 
 # Of the masks that a call of the decoder brings to the image's size, in float32 for a moment: 400 MB.
@@ -53,15 +54,14 @@ def run_folder(args: argparse.Namespace) -> None:
     check_precision(args.dtype, device)
     checkpoint = Path(args.checkpoint or default_checkpoint())
     predictor = segment.load_predictor(str(checkpoint), device, args.dtype, args.native)
-    if keep_ratio is not None:
-        set_keep_ratio(predictor, keep_ratio)
-    settings = {"keep_ratio": keep_ratio, "dtype": args.dtype, "native": args.native}
+    set_routing(predictor, keep_ratio, args.focus)
+    settings = {"keep_ratio": keep_ratio, "dtype": args.dtype, "native": args.native, "focus": args.focus}
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
     resumed = keep_settings(out, settings | {"checkpoint": sha256(checkpoint)})
 
     done = {name for name in prompts if resumed and is_done(out, name, prompts[name], args.all_masks)}
     todo = {name: asked for name, asked in prompts.items() if name not in done}
-    failed = segment_photos(predictor, folder, out, todo, args.workers, args.all_masks, args.pictures)
+    failed = segment_photos(predictor, folder, out, todo, args.workers, args.all_masks, args.pictures, args.focus)
     count = f"of {len(prompts)} photographs"
     print(f"{len(todo) - len(failed)} {count} segmented into {out}, {len(done)} were there already")
     if unasked := sum(p.suffix.lower() in SUFFIXES and p.name not in prompts for p in folder.iterdir()):
@@ -149,7 +149,8 @@ def is_done(out: Path, name: str, prompts: Sequence[Prompt], all_masks: bool) ->
 
 
 def segment_photos(
-    predictor: SamPredictor, folder: Path, out: Path, prompts: Prompts, workers: int, all_masks: bool, pictures: bool
+    predictor: SamPredictor, folder: Path, out: Path, prompts: Prompts, workers: int, all_masks: bool, pictures: bool,
+    focus: bool = False,
 ) -> dict[str, InputError]:
     """Write the masks of every photograph into `out`; returns what is wrong with those that could not be segmented.
 
@@ -170,10 +171,10 @@ def segment_photos(
             return InputError(f"{folder / name}: {error}")
         return image
 
-    def write(name: str, image: np.ndarray, route: Route | None, segments: list[Segment]) -> None:
+    def write(name: str, image: np.ndarray, routes: list[Route], segments: list[Segment]) -> None:
         target = out / PurePosixPath(name).parent
         if pictures:
-            segment.write_pictures(target, name, image, route, segments)
+            segment.write_pictures(target, name, image, routes, segments)
         segment.write_masks(target, name, segments)  # the last, because it says that all is there
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(prompts), unit="photo", disable=None) as bar:
@@ -181,11 +182,11 @@ def segment_photos(
             if isinstance(image, InputError):
                 failed[name] = image
             else:
-                predictor.set_image(image)
-                segments = answer(predictor, prompts[name], all_masks)
+                reply = partial(answer, predictor, all_masks=all_masks)
+                segments, routes, _ = segment.segment_image(predictor, image, prompts[name], reply, focus)
                 if len(writing) == workers:
                     writing.popleft().result()
-                writing.append(pool.submit(write, name, image, predictor.route, segments))
+                writing.append(pool.submit(write, name, image, routes, segments))
             bar.update()
         for job in writing:
             job.result()
@@ -206,8 +207,8 @@ def _ahead(
         yield item, result.result()
 
 
-def answer(predictor: SamPredictor, prompts: Sequence[Prompt], all_masks: bool = False) -> list[Segment]:
-    """The masks of all prompts of the image that is set, in their order; prompts of one kind share a call."""
+def answer(predictor: SamPredictor, prompts: Sequence[Prompt], all_masks: bool = False) -> list[list[Segment]]:
+    """The masks of each prompt of the image that is set, in their order; prompts of one kind share a call."""
     kinds = defaultdict(list)
     for index, prompt in enumerate(prompts):
         kinds[prompt.box is None, len(prompt.points)].append(index)
@@ -221,7 +222,7 @@ def answer(predictor: SamPredictor, prompts: Sequence[Prompt], all_masks: bool =
             milliseconds, (masks, scores, _) = timed(lambda: predictor.predict_torch(*tensors), predictor.device)
             for index, mask, score in zip(part, masks.cpu().numpy(), scores.cpu().numpy(), strict=True):
                 found[index] = ranked(mask, score, prompts[index], milliseconds / len(part), all_masks)
-    return [each for some in found for each in some]
+    return found
 
 
 def _tensors(predictor: SamPredictor, prompts: Sequence[Prompt]) -> tuple[torch.Tensor | None, ...]:

@@ -160,7 +160,9 @@ class Trunk(nn.Module):
         keep_freed_memory()
         if compile:
             # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+            config = torch._dynamo.config
+            limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+            setattr(config, limit, max(getattr(config, limit), 64))
             self._prepare()  # index maps made during a call would cost a graph
             self.compile(dynamic=False)
         return self

@@ -111,7 +111,8 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
         for a, b in zip(ours, theirs):
             assert a.keys() == b.keys()
             for key in a:
-                assert a[key] == pytest.approx(b[key], abs=tolerance, rel=tolerance), (key, a["step"])
+                own = 10 * tolerance if key == "grad_norm" else tolerance  # a sum of squares over all weights
+                assert a[key] == pytest.approx(b[key], abs=own, rel=own), (key, a["step"])
 
 
 # ---------------------------------------------------------------- processes and interruption

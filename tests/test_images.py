@@ -213,7 +213,8 @@ def test_truncated_at_any_length(rgb):
 def test_damaged_bytes_are_one_line(rgb):
     """Formats whose decoders raise anything: IndexError (QOI), RuntimeError (AVIF), NotImplementedError (DDS)."""
     random = np.random.default_rng(3)
-    for kind in ("QOI", "DDS", "JPEG2000", "TIFF", "PNG", "PCX"):
+    Image.init()
+    for kind in sorted({"QOI", "DDS", "JPEG2000", "TIFF", "PNG", "PCX"} & Image.SAVE.keys()):  # older Pillows write no QOI
         buffer = BytesIO()
         Image.fromarray(rgb).save(buffer, kind)
         for _ in range(100):

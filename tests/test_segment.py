@@ -112,10 +112,28 @@ def test_plain_encoder_has_no_routing_picture(run, photo, tmp_path, monkeypatch,
     with pytest.raises(SystemExit):
         run(photo, "--box", BOX, "--keep-ratio", "0.5", "--out", tmp_path)
     assert "plain ViT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(photo, "--box", BOX, "--focus", "--out", tmp_path)
+    assert "computes every token: leave --focus out" in capsys.readouterr().err
+
+
+def test_focus_encodes_once_for_each_box(run, photo, mini, tmp_path):
+    run(photo, "--box", BOX, "--box", "40,20,80,48", "--keep-ratio", "0.25", "--focus", "--out", tmp_path)
+    records = json.loads((tmp_path / "photo_masks.json").read_text())
+    predictor = SamPredictor(mini)
+    for number, (box, record) in enumerate(zip(([5, 4, 60, 40], [40, 20, 80, 48]), records, strict=True), start=1):
+        predictor.set_image(read_image(photo), boxes=[box])
+        masks, scores, _ = predictor.predict(box=np.array(box))
+        assert record["prompt"] == {"box": box}
+        assert (mask_utils.decode(record["segmentation"]) == masks[scores.argmax()]).all()
+        drawn = read_image(tmp_path / f"photo_routing_{number}.png")
+        assert (drawn == routing_picture(read_image(photo), predictor.route)).all()
+    assert not (tmp_path / "photo_routing.png").exists()
 
 
 BAD = {
     "no prompt": [],
+    "focus on a point": ["--point", "5,5", "--focus"],
     "three numbers": ["--box", "1,2,3"],
     "text": ["--box", "a,b,c,d"],
     "nan": ["--box", "nan,0,9,9"],

@@ -67,9 +67,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("all_masks", [False, True])
-def test_masks_are_those_of_the_predictor(segment, photos, checkpoint, all_masks):
-    out = segment("--keep-ratio", "0.5", *["--all-masks"] * all_masks)
+@pytest.mark.parametrize(("all_masks", "focus"), [(False, False), (True, False), (False, True), (True, True)])
+def test_masks_are_those_of_the_predictor(segment, photos, checkpoint, all_masks, focus):
+    out = segment("--keep-ratio", "0.5", *["--all-masks"] * all_masks, *["--focus"] * focus)
     names = {"settings.json", "a_masks.json", "b_masks.json", "sub/c_masks.json"}
     assert contents(out).keys() == names
     sam = load_sam(checkpoint)
@@ -80,6 +80,8 @@ def test_masks_are_those_of_the_predictor(segment, photos, checkpoint, all_masks
         records = json.loads((out / Path(name).with_name(Path(name).stem + "_masks.json")).read_text())
         expected = []
         for prompt in asked:
+            if focus:
+                predictor.set_image(read_image(photos / name), boxes=[prompt["box"]] if "box" in prompt else None)
             arguments = {key: np.array(value) for key, value in prompt.items()}
             masks, scores, _ = predictor.predict(**arguments)
             chosen = np.argsort(-scores)[: 3 if all_masks else 1]
