@@ -127,18 +127,26 @@ class BigLittleEncoder(Trunk):
         return self._one_by_one(images, self._encode) if self.keep_ratio == "auto" else self._encode(images)
 
     def _encode(self, images: Tensor) -> Tensor:
-        tokens = self.patch_embed(images.to(self.neck[0].weight.dtype))  # (B, gh, gw, C)
+        return self.encode_tokens(self.embed_patches(images)).to(images.dtype)
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
+        tokens = self.patch_embed(images.to(self.neck[0].weight.dtype))
         gh, gw = tokens.shape[1:3]
-        return self.encode_tokens(tokens + self.pos_embed[:, :gh, :gw]).to(images.dtype)
+        return tokens + self.pos_embed[:, :gh, :gw]
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Everything after patch and position embedding: (B, gh, gw, C) -> (B, out_chans, gh, gw)."""
+        """Everything after `embed_patches`: (B, gh, gw, C) -> (B, out_chans, gh, gw)."""
+        embeddings, self.last_route = self.routed(tokens)
+        return embeddings
+
+    def routed(self, tokens: Tensor) -> tuple[Tensor, Route]:
+        """`encode_tokens` and the route, which is not kept: what can be traced must have no side effects."""
         batch, gh, gw, dim = tokens.shape
         big = self._geometry((gh, gw), self.config.window, tokens.device)
         x = tokens.reshape(batch, gh * gw, dim).contiguous()  # a convolution leaves channels first
         x, route = self._run_layers(x, big, self._geometry((gh, gw), self.config.little_window, tokens.device))
-        self.last_route = Route((gh, gw), route)
-        return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
+        return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2)), Route((gh, gw), route)
 
     def _prepare(self) -> None:
         side = self.config.side

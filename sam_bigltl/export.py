@@ -80,6 +80,17 @@ class DecoderGraph(nn.Module):
         return (kernels[:, 0] @ upscaled.flatten(2)).unflatten(2, (4 * gh, 4 * gw)), iou[:, 0]
 
 
+class EncoderGraph(nn.Module):
+    """The encoder as a graph: images (B, 3, S, S) -> embeddings (B, C, g, g)."""
+
+    def __init__(self, encoder: BigLittleEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.routed(self.encoder.embed_patches(images))[0]
+
+
 def fixed_encoder(encoder: BigLittleEncoder, keep_ratio: float) -> BigLittleEncoder:
     """A copy for tracing at one keep_ratio. Raises InputError where its shapes would differ from image to image."""
     encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
@@ -133,7 +144,7 @@ def encoder_program(sam: Sam, keep_ratio: float, batch: int | None = None) -> to
         raise InputError(f"the batch is at least 1, not {batch}")
     encoder = fixed_encoder(sam.image_encoder, keep_ratio)
     images = torch.zeros(batch or 2, 3, encoder.img_size, encoder.img_size)  # an example of batch 1 would fix the batch
-    return _traced(encoder, (images,), ({} if batch else {0: Dim.DYNAMIC},))
+    return _traced(EncoderGraph(encoder), (images,), ({} if batch else {0: Dim.DYNAMIC},))
 
 
 def decoder_program(sam: Sam) -> torch.export.ExportedProgram:
@@ -152,6 +163,8 @@ def decoder_program(sam: Sam) -> torch.export.ExportedProgram:
 
 @torch.no_grad()
 def _traced(module: nn.Module, example: tuple[Tensor, ...], dynamic: tuple[dict, ...]) -> torch.export.ExportedProgram:
+    if torch.__version__ < "2.8":  # 2.6 fixes the batch, and 2.7's decoder fails where there are no points
+        raise InputError(f"exporting needs torch 2.8 or later, and this is {torch.__version__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         # Traced without `strict`, a program at keep_ratio 1.0 takes one batch only.

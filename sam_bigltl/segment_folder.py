@@ -149,7 +149,13 @@ def is_done(out: Path, name: str, prompts: Sequence[Prompt], all_masks: bool) ->
 
 
 def segment_photos(
-    predictor: SamPredictor, folder: Path, out: Path, prompts: Prompts, workers: int, all_masks: bool, pictures: bool,
+    predictor: SamPredictor,
+    folder: Path,
+    out: Path,
+    prompts: Prompts,
+    workers: int,
+    all_masks: bool,
+    pictures: bool,
     focus: bool = False,
 ) -> dict[str, InputError]:
     """Write the masks of every photograph into `out`; returns what is wrong with those that could not be segmented.

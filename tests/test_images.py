@@ -214,7 +214,9 @@ def test_damaged_bytes_are_one_line(rgb):
     """Formats whose decoders raise anything: IndexError (QOI), RuntimeError (AVIF), NotImplementedError (DDS)."""
     random = np.random.default_rng(3)
     Image.init()
-    for kind in sorted({"QOI", "DDS", "JPEG2000", "TIFF", "PNG", "PCX"} & Image.SAVE.keys()):  # older Pillows write no QOI
+    for kind in sorted(
+        {"QOI", "DDS", "JPEG2000", "TIFF", "PNG", "PCX"} & Image.SAVE.keys()
+    ):  # older Pillows write no QOI
         buffer = BytesIO()
         Image.fromarray(rgb).save(buffer, kind)
         for _ in range(100):
