@@ -39,7 +39,7 @@ def embed_prompts(prompt_encoder: PromptEncoder, coords: Tensor, labels: Tensor)
         position = prompt_encoder.pe_layer.forward_with_coords(
             coords.float().flatten(0, -3) + 0.5, prompt_encoder.input_image_size
         )
-    position = position.view(*coords.shape[:-1], -1) * (labels >= 0)[..., None]
+    position = position.view(*coords.shape[:-1], position.shape[-1]) * (labels >= 0)[..., None]
     return position + torch.cat(weights)[labels + 1]
 
 
