@@ -16,7 +16,7 @@ from .prompt_checks import check_box
 if TYPE_CHECKING:
     from .predictor import SamPredictor
 
-# From 4 to a million, and from 0.1 to 0.5, they do the same (docs/design_notes.md, "Prompt-aware routing").
+# From 3 to a million, and from 0 to 0.25, they do the same (docs/design_notes.md, "Prompt-aware routing").
 WEIGHT = 8.0
 MARGIN = 0.1
 

@@ -85,7 +85,7 @@ class SamPredictor(segment_anything.SamPredictor):
         """Embed `image`, uint8 of shape (H, W, 3), whose channels are in the order `image_format`, RGB or BGR.
 
         `boxes` (n, 4), x0, y0, x1, y1 in pixels, are regions that will be prompted: below keep_ratio 1.0 the big tokens are
-        sought there first (`sam_bigltl.focus`).
+        sought there first (`sam_bigltl.focus`). It pays for one object an encoding, not for all of an image at once.
         """
         self.set_images([image], image_format, boxes=None if boxes is None else [boxes])
 

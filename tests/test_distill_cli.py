@@ -111,8 +111,7 @@ def assert_close(one: Path, other: Path, tolerance: float) -> None:
         for a, b in zip(ours, theirs):
             assert a.keys() == b.keys()
             for key in a:
-                own = 10 * tolerance if key == "grad_norm" else tolerance  # a sum of squares over all weights
-                assert a[key] == pytest.approx(b[key], abs=own, rel=own), (key, a["step"])
+                assert a[key] == pytest.approx(b[key], abs=tolerance, rel=tolerance), (key, a["step"])
 
 
 # ---------------------------------------------------------------- processes and interruption
@@ -131,9 +130,9 @@ def test_both_stages_write_what_the_help_says(whole):
 def test_two_processes_and_micro_batches_do_what_one_process_does(toy, whole, tiny, tmp_path):
     done = process(TESTS / "tiny_cli.py", *flags(toy, tmp_path / "two"), count=2)
     assert done.returncode == 0, done.stderr
-    assert_close(tmp_path / "two", whole, 1e-5)
+    assert_close(tmp_path / "two", whole, 5e-5)
     main(flags(toy, tmp_path / "micro", "--accumulate", 2))
-    assert_close(tmp_path / "micro", whole, 1e-5)
+    assert_close(tmp_path / "micro", whole, 5e-5)
 
 
 @pytest.mark.parametrize(("stage", "step"), [(1, 3), (2, 0)])
@@ -155,7 +154,7 @@ def test_a_run_of_two_processes_goes_on_as_one(toy, whole, tiny, tmp_path):
     killed = process(script, 1, 3, *flags(toy, tmp_path / "run"), count=2)
     assert killed.returncode != 0 and not (tmp_path / "run" / "stage1" / "model.safetensors").exists()
     main(flags(toy, tmp_path / "run", "--resume"))
-    assert_close(tmp_path / "run", whole, 1e-5)
+    assert_close(tmp_path / "run", whole, 5e-5)
 
 
 # ---------------------------------------------------------------- what it reads
