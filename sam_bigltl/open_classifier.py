@@ -30,7 +30,7 @@ class KeyValues(ParseKwargs):
             raise argparse.ArgumentError(self, f"{wrong[0]!r} is not KEY=VALUE")
         try:
             super().__call__(parser, namespace, values, option_string)
-        except SyntaxError as error:  # timm before 1.0.23, of words that newer ones take for text
+        except SyntaxError as error:  # of older timm versions, at words that newer ones take for text
             raise argparse.ArgumentError(self, f"{error.text or values!r} is not KEY=VALUE") from None
 
 
