@@ -22,9 +22,10 @@ quickstart: $(STAMP)
 demo: $(STAMP)
 	$(VENV)/bin/python demo/app.py
 
-# Two files of tests at a time with one thread each: most of them wait for imports and processes, not for arithmetic.
+# Two files of tests at a time with one thread each: most of them wait for imports and processes, not for arithmetic. In the
+# order of their names, since xdist otherwise keeps files of few tests for the end, and with them the longest tests.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,browser]"
