@@ -11,6 +11,7 @@ import numpy as np
 from segment_anything.modeling import Sam
 from tqdm import tqdm
 
+from . import flag_checks
 from .convert import load_sam
 from .errors import ArgumentParser, InputError, run_cli
 from .latency.report import write_csv
@@ -73,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print a row as it comes, write the CSV and draw it. Raises InputError."""
-    for name in ("rounds", "every", "longest"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} is at least 1, not {getattr(args, name)}")
+    flag_checks.at_least_one(args, ("rounds", "every", "longest"))
     if args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {args.plot} must end in .png, .svg or .pdf")
     if not sys.platform.startswith("linux"):

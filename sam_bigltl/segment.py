@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +239,8 @@ def segment_image(
     found: dict[int, list[Segment]] = {}
     routes, milliseconds = [], 0.0
     for box, indices in shared.items():
-        boxes = None if box is None else [box]
-        milliseconds += timed(lambda boxes=boxes: predictor.set_image(image, boxes=boxes), predictor.device)[0]
+        encode = partial(predictor.set_image, image, boxes=None if box is None else [box])
+        milliseconds += timed(encode, predictor.device)[0]
         routes += [] if predictor.route is None else [predictor.route]
         found |= zip(indices, answer([prompts[index] for index in indices]), strict=True)
     return [segment for index in sorted(found) for segment in found[index]], routes, milliseconds

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import segment
+from . import flag_checks, segment
 from .devices import parse_device
 from .download import sha256
 from .errors import InputError
@@ -46,8 +46,7 @@ def run_folder(args: argparse.Namespace) -> None:
         raise InputError(f"{folder} is a folder: give --prompts JSON with what to segment in it (see --help)")
     if args.box or args.point:
         raise InputError("--box and --point are for one photograph: for a folder write them into the --prompts file")
-    if args.workers < 1:
-        raise InputError(f"--workers is at least 1, not {args.workers}")
+    flag_checks.at_least_one(args, ("workers",))
     prompts = load_prompts(args.prompts)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)

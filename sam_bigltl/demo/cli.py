@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import flag_checks
 from ..devices import parse_device
 from ..errors import ArgumentParser, InputError, run_cli
 from ..precision import PRECISIONS
@@ -50,9 +51,7 @@ def run(args: argparse.Namespace) -> None:
     keep_ratio = parse_keep_ratio(args.keep_ratio)
     if isinstance(keep_ratio, tuple):
         raise InputError("the demo starts with one --keep-ratio for all stages: give a number, or auto")
-    for name in ("cache", "max_side"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is at least 1, not {getattr(args, name)}")
+    flag_checks.at_least_one(args, ("cache", "max_side"))
     if args.port is not None and not 0 < args.port < 65536:
         raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
     auth = [tuple(entry.split(":", 1)) for entry in args.auth or ()]

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from ..devices import device_name, parse_device, synchronize
 from ..errors import ArgumentParser, InputError, run_cli
-from .datasets import is_number
 from ..latency.report import write_csv
 from ..macs import count_macs
 from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
@@ -26,6 +25,7 @@ from ..precision import check_precision
 from ..training.classify import open_dataset
 from ..training.workers import ignore_interrupts
 from ..trunk import Trunk
+from .datasets import is_number
 
 COLUMNS = (
     "model", "keep_ratio", "top1", "top5", "images", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",
@@ -193,9 +193,8 @@ class Journal:
             stored, self.rows = json.loads(first), [json.loads(line) for line in lines]
         except (ValueError, RecursionError):
             stored, self.rows = None, []
-        if not isinstance(stored, dict) or not all(map(_is_batch, self.rows)):
-            raise InputError(f"{self.path} is damaged: give --restart or another --output")
-        if stored == settings and any(len(row) != len(settings["ratios"]) for row in self.rows):
+        damaged = not isinstance(stored, dict) or not all(map(_is_batch, self.rows))
+        if damaged or stored == settings and any(len(row) != len(settings["ratios"]) for row in self.rows):
             raise InputError(f"{self.path} is damaged: give --restart or another --output")
         if stored != settings:
             other = next((key for key in settings if stored.get(key) != settings[key]), "settings")

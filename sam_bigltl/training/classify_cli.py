@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from .. import flag_checks
 from ..devices import parse_device
 from ..errors import InputError
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
 from ..open_classifier import KeyValues, add_model_arguments, data_config, open_classifier, save_classifier
-from . import checks
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 from .curve import plot_log
 
@@ -148,11 +148,11 @@ def _check(args: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:  # before the work, not at its end
         raise InputError("training draws its curve with matplotlib: pip install matplotlib")
     counts, above_zero = ("steps", "batch_size", "save_every", "log_every"), ("lr", "clip", "temperature")
-    checks.at_least_one(args, (*counts, "val_images"))
-    checks.not_negative(args, (name for name in _HELP if name not in counts + above_zero))
-    checks.positive(args, above_zero)
-    checks.below_one(args, ("ema", "smoothing"))
-    checks.probability(args, ("erase", "hflip"))
+    flag_checks.at_least_one(args, (*counts, "val_images"))
+    flag_checks.not_negative(args, (name for name in _HELP if name not in counts + above_zero))
+    flag_checks.positive(args, above_zero)
+    flag_checks.below_one(args, ("ema", "smoothing"))
+    flag_checks.probability(args, ("erase", "hflip"))
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         raise InputError(f"--scale is two shares in (0, 1], the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
     for ratio in [*args.keep_ratios, *(args.keep_ratio_range or ())]:

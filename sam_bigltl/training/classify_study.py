@@ -20,12 +20,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .. import flag_checks
 from ..convert_vit import convert_vit
 from ..errors import ArgumentParser, InputError, run_cli
 from ..evaluation.imagenet import Transformed, count_correct, inference_transform
 from ..latency.timing import measure, timed
 from ..open_classifier import data_config
-from . import checks
 from .ablations import RandomRouter
 from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
 
@@ -117,8 +117,8 @@ def times(dense: nn.Module, students: dict[str, nn.Module], side: int, batch: in
 
 def run(args: argparse.Namespace) -> None:
     """Train all models of all seeds, print the table, write study.csv. Raises InputError."""
-    checks.at_least_one(args, ("steps", "student_steps", "batch_size", "seeds", "depth", "dim", "heads"))
-    checks.probability(args, ("hflip",))
+    flag_checks.at_least_one(args, ("steps", "student_steps", "batch_size", "seeds", "depth", "dim", "heads"))
+    flag_checks.probability(args, ("hflip",))
     if args.native and not args.dtype:
         raise InputError("--native needs a --dtype")
     results = [one_seed(args, seed) for seed in range(args.seeds)]
@@ -129,7 +129,8 @@ def run(args: argparse.Namespace) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("model", "keep_ratio", "top1_mean", "top1_sd", "seeds", "ms_of_32_images"))
         print(f"{'model':<24} {'keep_ratio':>10} {'top-1 %':>8} {'sd':>6} {'ms of 32':>9}")
-        for name, took in {name: milliseconds.get(name) for name in results[-1][0]}.items():
+        for name in results[-1][0]:
+            took = milliseconds.get(name)
             for index, ratio in enumerate(RATIOS if name != ROWS[0] else (1.0,)):
                 values = [found[name][index] for found, _, _ in results]
                 mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0

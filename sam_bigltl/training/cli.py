@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from segment_anything.modeling import Sam
 
+from .. import flag_checks
 from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
-from . import checks
 from .curve import plot_log
 from .loop import TrainConfig, Trainer, make_batches
 from .photos import preprocessed
@@ -157,20 +157,20 @@ def sharpen_positions(sam: Sam) -> None:
 def _check(args: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:  # before the work, not at its end
         raise InputError("training draws its curve with matplotlib: pip install matplotlib")
-    checks.at_least_one(args, ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"))
+    flag_checks.at_least_one(args, ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"))
     if not 0 < args.scale[0] <= args.scale[1] < float("inf"):
         raise InputError(f"--scale is two positive numbers, the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
     names = ("seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight")
-    checks.not_negative(args, names)
-    checks.positive(args, ("lr", "clip"))
+    flag_checks.not_negative(args, names)
+    flag_checks.positive(args, ("lr", "clip"))
     if not args.resume and (args.output / "state.pt").exists():
         raise InputError(f"{args.output} holds a run already: continue it with --resume, or choose another --output")
     if args.distill_weight and not args.teacher:
         raise InputError("--distill-weight needs a --teacher")
     for name in ("as_is", "box_share", "box_jitter"):
         if not 0 <= getattr(args, name) <= 1:
-            raise InputError(f"{checks.flag(name)} is a share in [0, 1], not {getattr(args, name):g}")
-    checks.below_one(args, ("ema",))
+            raise InputError(f"{flag_checks.flag(name)} is a share in [0, 1], not {getattr(args, name):g}")
+    flag_checks.below_one(args, ("ema",))
 
 
 def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:

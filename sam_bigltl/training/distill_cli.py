@@ -14,12 +14,12 @@ import torch
 from accelerate import PartialState
 from segment_anything.modeling import Sam
 
+from .. import flag_checks
 from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
-from . import checks
 from .cache import EmbeddingCache
 from .curve import plot_log
 from .distill import DistillConfig, Distiller, fill_cache, fingerprint
@@ -104,14 +104,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (text, kind) in _STAGED.items():
         required = name == "steps"
         parser.add_argument(
-            checks.flag(name), type=kind, nargs="+", required=required, metavar="N",
+            flag_checks.flag(name), type=kind, nargs="+", required=required, metavar="N",
             help=f"{text}, for each stage or once" + ("" if required else f" ({defaults[name]:g})"),
             **({} if required else {"default": [defaults[name]]}),
         )  # fmt: skip
     for name, text in _SINGLE.items():
         kind = type(defaults[name])
         parser.add_argument(
-            checks.flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N"
+            flag_checks.flag(name), type=kind, default=defaults[name], help=f"{text} ({defaults[name]:g})", metavar="N"
         )
     ratios = parser.add_mutually_exclusive_group()
     ratios.add_argument(
@@ -213,7 +213,7 @@ def _config(args: argparse.Namespace, stage: int, place: int, count: int) -> Dis
     for name in _STAGED:
         values = getattr(args, name)
         if len(values) not in (1, count):
-            raise InputError(f"{checks.flag(name)} has {len(values)} values for {count} stage{'s' * (count > 1)}")
+            raise InputError(f"{flag_checks.flag(name)} has {len(values)} values for {count} stage{'s' * (count > 1)}")
         staged[name] = values[min(place, len(values) - 1)]
     return DistillConfig(
         stage=stage, **staged, **{name: getattr(args, name) for name in _SINGLE},
@@ -227,16 +227,16 @@ def _config(args: argparse.Namespace, stage: int, place: int, count: int) -> Dis
 def _check(args: argparse.Namespace, configs: list[DistillConfig]) -> None:
     for config in configs:
         counts = ("steps", "batch_size", "accumulate", "streams", "prompts", "save_every", "log_every")
-        checks.at_least_one(config, counts)
-        checks.positive(config, ("lr", "clip"))
-        checks.not_negative(config, (
+        flag_checks.at_least_one(config, counts)
+        flag_checks.positive(config, ("lr", "clip"))
+        flag_checks.not_negative(config, (
             "seed", "workers", "warmup", "rounds", "val_every", "weight_decay", "final_lr", "weight_embedding",
             "weight_layers", "weight_router", "weight_masks",
         ))  # fmt: skip
     low, high = args.keep_ratio_range or (min(args.keep_ratios), max(args.keep_ratios))
     if not 0 < low <= high <= 1:
         raise InputError(f"keep ratios are in (0, 1], the lower first, not {low:g} to {high:g}")
-    checks.below_one(args, ("ema",))
+    flag_checks.below_one(args, ("ema",))
     if args.warm_start < 0 or args.val_images < 1:
         raise InputError("--warm-start is not negative and --val-images at least 1")
     if not args.resume and any((args.output / f"stage{config.stage}" / "state.pt").exists() for config in configs):

@@ -1,4 +1,4 @@
-"""Checks of the numbers that a training's command line is given; each raises InputError, which names the flag."""
+"""Checks of the numbers that a command line is given; each raises InputError, which names the flag."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import inf
 from typing import Any
 
-from ..errors import InputError
+from .errors import InputError
 
 
 def flag(name: str) -> str:
