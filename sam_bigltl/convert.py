@@ -201,7 +201,9 @@ def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
     sizes = [(table[0] + 1) // 2 for table in tables]
     stem = None
     patch = shapes.get("patch_embed.proj.weight", (0, 0, 16, 16))[-1]
-    if any(name.startswith("patch_embed.layers.") for name in shapes):
+    if any(name.startswith("patch_embed.taps.") for name in shapes):
+        stem = "mobile"
+    elif any(name.startswith("patch_embed.layers.") for name in shapes):
         patch = 16
         convs = [shape for name, shape in shapes.items() if re.fullmatch(r"patch_embed\.layers\.\d+\.0\.weight", name)]
         stem = tuple(shape[0] for shape in convs)

@@ -15,6 +15,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from .errors import InputError
+from .mobile_stem import MobileStem
 from .routing import Geometry, Route
 from .stem import ConvStem, PatchProjection
 from .trunk import Trunk, init_layers
@@ -32,7 +33,8 @@ class EncoderConfig:
         out_chans: channels of the image embedding.
         window: side of the windows of the big path, tokens.
         global_layers: layers that attend to the whole image; each ends a stage.
-        stem: channels of a convolutional stem at strides 2, 4, 8 and 16; None is SAM's patch projection.
+        stem: channels of a convolutional stem at strides 2, 4, 8 and 16; "mobile" is the pretrained one of
+            `sam_bigltl.mobile_stem`; None is SAM's patch projection.
         little_dim: width of the little path; 0 makes a dense model without router and E-blocks.
         route_every: layers that share one selection; None is one selection a stage. A group never spans two stages.
     """
@@ -46,7 +48,7 @@ class EncoderConfig:
     patch_size: int = 16
     mlp_ratio: float = 4.0
     out_chans: int = 256
-    stem: tuple[int, int, int, int] | None = None
+    stem: tuple[int, int, int, int] | str | None = None
     little_dim: int = 0
     route_every: int | None = None
 
@@ -93,7 +95,9 @@ class BigLittleEncoder(Trunk):
         self.img_size = config.img_size
         self.patch_size = config.patch_size
         side, dim = config.side, config.dim
-        if config.stem:
+        if config.stem == "mobile":
+            self.patch_embed = MobileStem(dim)
+        elif config.stem:
             self.patch_embed = ConvStem(config.stem, dim)
         else:
             patch = (config.patch_size, config.patch_size)

@@ -27,10 +27,9 @@ ENCODERS: dict[str, EncoderConfig] = {
     "bigltl_s": EncoderConfig(
         dim=384, depth=12, num_heads=6, global_layers=(2, 5, 8, 11), little_dim=96, **_SAM
     ),
-    # Trained from few photographs: a convolutional stem, and a 28 x 28 grid because most photographs are 448 px long.
+    # Trained from few photographs: a stem that saw ImageNet, and a 40 x 40 grid because small objects need pixels.
     "bigltl_mini": EncoderConfig(
-        img_size=448, dim=192, depth=8, num_heads=6, global_layers=(1, 3, 5, 7), window=7,
-        stem=(24, 48, 96, 192), little_dim=48,
+        img_size=640, dim=256, depth=6, num_heads=8, global_layers=(1, 3, 5), window=8, stem="mobile", little_dim=64,
     ),
 }  # fmt: skip
 # The dense models they come from: no little path, keep_ratio 1.0 only.

@@ -43,7 +43,7 @@ def one_thread():
 def trainer(shapes: Path, output: Path, config: TrainConfig = CONFIG, key: str = "vit_tiny", **more) -> Trainer:
     torch.manual_seed(0)
     sam = build_sam(TINY[key])
-    return Trainer(sam, make_batches(shapes, shapes.parent / "images", sam, config), config, output, **more)
+    return Trainer(sam, make_batches([shapes], shapes.parent / "images", sam, config), config, output, **more)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -145,7 +145,7 @@ def distilling(shapes: Path, output: Path, config: TrainConfig) -> Trainer:
     teacher = build_sam(TINY["vit_tiny"])
     torch.manual_seed(2)
     sam = convert_sam(teacher)
-    return Trainer(sam, make_batches(shapes, shapes.parent / "images", sam, config), config, output, teacher)
+    return Trainer(sam, make_batches([shapes], shapes.parent / "images", sam, config), config, output, teacher)
 
 
 def test_distillation_draws_keep_ratios_and_leaves_the_teacher(shapes, tmp_path):
@@ -275,7 +275,7 @@ def test_crops_must_be_whole_tokens(shapes):
     sam = build_sam(TINY["vit_tiny"])
     for crop in (0, 8, 72, 144, -16):
         with pytest.raises(InputError, match="crop is a multiple of 16"):
-            make_batches(shapes, shapes.parent / "images", sam, replace(CONFIG, crop=crop))
+            make_batches([shapes], shapes.parent / "images", sam, replace(CONFIG, crop=crop))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -26,7 +26,7 @@ def shapes(tmp_path_factory) -> Path:
 
 def batches(path: Path, frame: int = 128, crop: int = 128, batch: int = 4, seed: int = 0, **changes) -> MaskBatches:
     config = SampleConfig(frame=frame, crop=crop, prompts=3, **changes)
-    return MaskBatches(path, path.parent / "images", config, batch, seed, steps=100)
+    return MaskBatches([path], path.parent / "images", config, batch, seed, steps=100)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(shapes):
@@ -97,7 +97,7 @@ def test_points_and_boxes_agree_with_the_targets(shapes):
 @pytest.mark.parametrize("crop", [128, 64])
 def test_targets_cover_what_the_image_shows(crop: int, shapes, monkeypatch):
     """Through scale, crop, flip and place: a target is its colour-coded object."""
-    monkeypatch.setattr(data, "_jitter_colour", lambda photo, rng: photo)
+    monkeypatch.setattr(data, "jitter_colour", lambda photo, rng: photo)
     set_of_batches = batches(shapes, crop=crop)
     mistakes, seen = [], 0
     for step in range(10):
@@ -119,7 +119,7 @@ def test_targets_cover_what_the_image_shows(crop: int, shapes, monkeypatch):
 
 
 def test_images_are_flipped_and_scaled(shapes, monkeypatch):
-    monkeypatch.setattr(data, "_jitter_colour", lambda photo, rng: photo)
+    monkeypatch.setattr(data, "jitter_colour", lambda photo, rng: photo)
     steps = [batches(shapes, scale=(1.0, 1.0))[step]["image"] for step in range(12)]
     images = {image.numpy().tobytes() for batch in steps for image in batch}
     assert 6 < len(images) <= 12  # six photographs, as they are and mirrored

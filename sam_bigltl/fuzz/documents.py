@@ -76,7 +76,7 @@ def make(folder: Path) -> Callable[[Random], None]:
 
     def train_on(rng: Random) -> None:
         bad.write_bytes(mutate_text(rng, annotations()))
-        MaskBatches(bad, images, SampleConfig(32, 32, prompts=2), batch_size=1, seed=0, steps=1)[0]
+        MaskBatches([bad], images, SampleConfig(32, 32, prompts=2), batch_size=1, seed=0, steps=1)[0]
 
     def crop(rng: Random) -> None:
         bad.write_bytes(mutate_text(rng, annotations()))

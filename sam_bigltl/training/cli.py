@@ -14,11 +14,13 @@ from .. import flag_checks
 from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
+from ..mobile_stem import MobileStem
 from ..registry import ENCODERS, sam_model_registry
 from ..warm_start import warm_start
 from .curve import plot_log
 from .loop import TrainConfig, Trainer, make_batches
 from .photos import preprocessed
+from .pretrained import lite0_weights, load_pretrained_stem
 from .validation import Validation
 
 EXAMPLES = """\
@@ -43,10 +45,15 @@ _HELP = {
     "as_is": "share of the images at exactly the scale of inference",
     "box_share": "share of boxes among single prompts; the others are points",
     "box_jitter": "share of the boxes that are jittered",
+    "rounds": "most rounds of prompts: after the first, clicks into the error of the mask, which is fed back",
+    "round_prompts": "masks an image in the rounds after the first",
+    "paste": "share of the crops that get an object of another photograph",
+    "degrade": "share of the crops that are blurred, compressed or noisy",
     "lr": "peak learning rate",
     "final_lr": "share of the peak that the cosine ends at",
     "warmup": "steps of linear warm-up",
     "weight_decay": "of matrices and kernels",
+    "stem_lr": "share of the learning rate for a pretrained stem",
     "clip": "norm that gradients are clipped to",
     "distill_weight": "weight of the embedding loss to the teacher",
     "ema": "decay of the averaged weights; 0 for none",
@@ -65,8 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, required=True, metavar="JSON", help="masks to train on, COCO format")
+    parser.add_argument(
+        "--data", type=Path, required=True, nargs="+", metavar="JSON", help="masks to train on, COCO format; several add up"
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their images")
+    parser.add_argument(
+        "--balance", choices=["source"], help="draw each `source` of the JSON as the square root of its photographs (all alike)"
+    )
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on (protocol A, box and 1 click)")
     parser.add_argument("--val-images", type=int, default=48, help="images of them, evenly spaced (48)")
     parser.add_argument("--model", required=True, choices=sorted(ENCODERS), help="what to train")
@@ -122,6 +134,7 @@ def run(args: argparse.Namespace) -> None:
         crop=sam.image_encoder.img_size if args.crop is None else args.crop,
         keep_ratios=tuple(args.keep_ratios),
         scale=tuple(args.scale),
+        balance=args.balance,
         train_decoder=not args.freeze_decoder,
         optimizer=args.optimizer,
         precision=args.precision,
@@ -157,17 +170,17 @@ def sharpen_positions(sam: Sam) -> None:
 def _check(args: argparse.Namespace) -> None:
     if find_spec("matplotlib") is None:  # before the work, not at its end
         raise InputError("training draws its curve with matplotlib: pip install matplotlib")
-    flag_checks.at_least_one(args, ("steps", "batch_size", "prompts", "save_every", "log_every", "val_images"))
+    flag_checks.at_least_one(args, ("steps", "batch_size", "prompts", "rounds", "round_prompts", "save_every", "log_every", "val_images"))
     if not 0 < args.scale[0] <= args.scale[1] < float("inf"):
         raise InputError(f"--scale is two positive numbers, the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
-    names = ("seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight")
+    names = ("seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight", "stem_lr")
     flag_checks.not_negative(args, names)
     flag_checks.positive(args, ("lr", "clip"))
     if not args.resume and (args.output / "state.pt").exists():
         raise InputError(f"{args.output} holds a run already: continue it with --resume, or choose another --output")
     if args.distill_weight and not args.teacher:
         raise InputError("--distill-weight needs a --teacher")
-    for name in ("as_is", "box_share", "box_jitter"):
+    for name in ("as_is", "box_share", "box_jitter", "paste", "degrade"):
         if not 0 <= getattr(args, name) <= 1:
             raise InputError(f"{flag_checks.flag(name)} is a share in [0, 1], not {getattr(args, name):g}")
     flag_checks.below_one(args, ("ema",))
@@ -178,7 +191,10 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
     if args.init:
         return load_sam(args.init, args.model)
     if teacher is None or args.resume:
-        return sam_model_registry[args.model]()
+        sam = sam_model_registry[args.model]()
+        if isinstance(sam.image_encoder.patch_embed, MobileStem) and not args.resume:
+            load_pretrained_stem(sam.image_encoder.patch_embed, lite0_weights())
+        return sam
     sam = convert_sam(teacher)
     if sam.image_encoder.config != ENCODERS[args.model]:
         kind = describe(teacher.image_encoder.config)

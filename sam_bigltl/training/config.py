@@ -17,6 +17,7 @@ class LoopConfig:
         batch_size: images a step, on all processes together.
         optimizer: "adamw", or "muon" (matrices by torch.optim.Muon with AdamW's step size, the rest by AdamW).
         lr: peak learning rate; warmup: steps of linear warm-up before the cosine falls to `final_lr` of it.
+        stem_lr: share of the learning rate that the convolutions of a pretrained stem get.
         keep_ratios: for a big.LITTLE encoder, drawn uniformly, one a step.
         keep_ratio_range: draw from this range instead, log-uniformly.
         train_decoder: whether prompt encoder and mask decoder learn too.
@@ -33,6 +34,7 @@ class LoopConfig:
     warmup: int = 200
     weight_decay: float = 0.05
     clip: float = 1.0
+    stem_lr: float = 0.2
     keep_ratios: tuple[float, ...] = (1.0,)
     keep_ratio_range: tuple[float, float] | None = None
     train_decoder: bool = True

@@ -5,6 +5,8 @@ A batch is a pure function of (seed, step): a resumed run sees exactly the batch
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from torch.utils.data import Dataset
 
 from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
-from ..evaluation.datasets import Annotation, check_image_files, load_coco
+from ..evaluation.datasets import Annotation, check_image_files, load_coco, read_json
 from ..evaluation.prompts import tight_box
 from ..images import read_image
+from .augment import Cutout, degrade, jitter_colour, paste
 from .losses import MASK_STRIDE
+from .rounds import draw_rounds
 
 PIXEL_MEAN = (124, 116, 104)  # SAM's mean colour: padding with it is padding with 0 after normalisation
 
@@ -37,6 +41,9 @@ class SampleConfig:
         box_share: share of boxes among the prompts of two tokens; the others are one point.
         box_jitter: share of the boxes that are jittered. More teaches to mistrust a box, and a pixel is a lot on a
             small object.
+        rounds, round_prompts: see `TrainConfig`.
+        balance: "source", or None: see `TrainConfig`.
+        paste, degrade: shares of crops that get an object of another photograph, and that are blurred, compressed or noisy.
     """
 
     frame: int
@@ -47,6 +54,11 @@ class SampleConfig:
     as_is: float = 0.4
     box_share: float = 0.65
     box_jitter: float = 0.2
+    rounds: int = 1
+    round_prompts: int = 4
+    balance: str | None = None
+    paste: float = 0.0
+    degrade: float = 0.0
 
 
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
@@ -60,18 +72,28 @@ class MaskBatches(Dataset):
     image (B, 3, S, S) uint8 RGB; offset (B, 2) first row and column of the crop in the frame, tokens;
     valid (B, S / patch, S / patch) tokens that show the photograph; coords (B, P, T, 2) x, y in the frame, pixels;
     labels (B, P, T); boxes (B, P, 4) of the object in the crop, pixels; target (B, P, S / 4, S / 4) uint8, the share
-    of each pixel that the object covers times 255.
+    of each pixel that the object covers times 255; with later rounds also what `draw_rounds` returns.
+
+    Args:
+        annotations: COCO-format files, whose images all lie in the folder `images`.
     """
 
     def __init__(
-        self, annotations: str | Path, images: str | Path, config: SampleConfig, batch_size: int, seed: int, steps: int
-    ) -> None:
-        self.images = load_coco(annotations)
+        self, annotations: Sequence[str | Path], images: str | Path, config: SampleConfig, batch_size: int, seed: int,
+        steps: int,
+    ) -> None:  # fmt: skip
+        self.images, sources = [], []
+        for path in annotations:
+            loaded = load_coco(path)
+            named = _sources(path) if config.balance else {}
+            self.images += loaded
+            sources += [named.get(image.id, "") for image in loaded]
         for image in self.images:  # a crowd is not an object that a prompt could mean
             image.annotations = [_boxed(annotation) for annotation in image.annotations if not annotation.iscrowd]
+        sources = [source for source, image in zip(sources, self.images) if image.annotations]
         self.images = [image for image in self.images if image.annotations]
         if not self.images:
-            raise InputError(f"{annotations} has crowds only: there is nothing to train on")
+            raise InputError(f"{' and '.join(map(str, annotations))} has crowds only: there is nothing to train on")
         check_image_files(self.images, images)
         self.folder = Path(images)
         self.config = config
@@ -80,6 +102,9 @@ class MaskBatches(Dataset):
         self.steps = steps
         # An image with more masks teaches more, but not in proportion: neighbours look alike.
         weight = np.array([min(len(image.annotations), config.prompts) ** 0.5 for image in self.images])
+        if config.balance:
+            sizes = Counter(sources)
+            weight = weight / np.sqrt([sizes[source] for source in sources])
         self.probability = weight / weight.sum()
 
     def __len__(self) -> int:
@@ -97,15 +122,15 @@ class MaskBatches(Dataset):
                 break
         else:
             raise InputError("hardly any crop shows an object of a dozen pixels: the masks are too small to train on")
-        return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+        batch = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+        if self.config.rounds > 1:
+            batch |= draw_rounds(self.config.rounds, min(self.config.round_prompts, self.config.prompts), rng)
+        return {key: torch.from_numpy(value) for key, value in batch.items()}
 
     def _sample(self, index: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         config, annotations = self.config, self.images[index].annotations
-        photo = read_image(self.folder / self.images[index].file_name)
+        photo = self._read(index)
         height, width = photo.shape[:2]
-        if (height, width) != self.images[index].size:
-            name, (rows, columns) = self.images[index].file_name, self.images[index].size
-            raise InputError(f"{name} is {width} x {height} pixels, but its entry in the JSON says {columns} x {rows}")
         scale = config.frame / max(height, width)
         if rng.random() >= config.as_is:
             scale *= np.exp(rng.uniform(*np.log(config.scale)))
@@ -139,7 +164,14 @@ class MaskBatches(Dataset):
 
         resampling = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         photo = cv2.resize(photo[window], (out_w, out_h), interpolation=resampling)
-        photo = _jitter_colour(photo[:, ::-1] if flip else photo, rng)
+        photo = jitter_colour(photo[:, ::-1] if flip else photo, rng)
+        if config.paste and rng.random() < config.paste:
+            photo, picked = paste(photo, picked, self._cutout(rng), rng)
+            picked = picked[: config.prompts]
+            if not picked:
+                return None
+        if config.degrade and rng.random() < config.degrade:
+            photo = degrade(photo, rng)
         image = np.full((config.crop, config.crop, 3), PIXEL_MEAN, np.uint8)
         image[:out_h, :out_w] = photo
         side = config.crop // config.patch
@@ -165,6 +197,35 @@ class MaskBatches(Dataset):
         }  # fmt: skip
 
 
+    def _read(self, index: int) -> np.ndarray:
+        photo = read_image(self.folder / self.images[index].file_name)
+        if photo.shape[:2] != self.images[index].size:
+            name, (rows, columns) = self.images[index].file_name, self.images[index].size
+            size = f"{photo.shape[1]} x {photo.shape[0]}"
+            raise InputError(f"{name} is {size} pixels, but its entry in the JSON says {columns} x {rows}")
+        return photo
+
+    def _cutout(self, rng: np.random.Generator) -> Cutout:
+        """A random object of a random photograph, one of the larger ones there."""
+        index = int(rng.choice(len(self.probability), p=self.probability))
+        candidates = sorted(self.images[index].annotations, key=lambda annotation: -annotation.bbox[2] * annotation.bbox[3])
+        annotation = candidates[int(rng.integers(min(3, len(candidates))))]
+        mask = annotation.mask()
+        if not mask.any():
+            mask[:] = True
+        x0, y0, x1, y1 = tight_box(mask)
+        pixels = jitter_colour(self._read(index)[y0:y1, x0:x1], rng)
+        return Cutout(pixels, mask[y0:y1, x0:x1].astype(np.uint8) * 255)
+
+
+def _sources(path: str | Path) -> dict[int | str, str]:
+    """The `source` of each image of a COCO-format file."""
+    sources = {entry["id"]: entry.get("source") for entry in read_json(path)["images"]}
+    if None in sources.values():
+        raise InputError(f"{path}: balancing by source needs a \"source\" in every image's entry")
+    return sources
+
+
 def _boxed(annotation: Annotation) -> Annotation:
     """With the box of its mask, where the JSON has none."""
     if annotation.bbox is not None:
@@ -174,19 +235,6 @@ def _boxed(annotation: Annotation) -> Annotation:
         raise InputError(f"annotation {annotation.id} has neither a box nor a pixel: remove it")
     x0, y0, x1, y1 = map(float, tight_box(mask))
     return replace(annotation, bbox=(x0, y0, x1 - x0, y1 - y0))
-
-
-def _jitter_colour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, gamma and white balance; now and then grey. uint8 RGB in and out."""
-    if rng.random() < 0.1:
-        photo = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    ramp = np.linspace(0, 1, 256)
-    table = np.empty((256, 3), np.float64)
-    gain, lift, gamma = rng.uniform(0.75, 1.3), rng.uniform(-0.1, 0.1), np.exp(rng.uniform(-0.25, 0.25))
-    for channel in range(3):
-        table[:, channel] = ramp**gamma * gain * rng.uniform(0.92, 1.08) + lift
-    table = np.rint(table.clip(0, 1) * 255).astype(np.uint8)
-    return np.stack([cv2.LUT(np.ascontiguousarray(photo[..., c]), table[:, c]) for c in range(3)], axis=-1)
 
 
 def _prompt(

@@ -253,7 +253,7 @@ class Loop(ABC):
         rate = learning_rate(config, self.step)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         figures: dict[str, Tensor] = {}

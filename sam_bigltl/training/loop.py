@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -11,12 +11,13 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ..decode import TOP_LEFT, decode, dense_position, embed_prompts
+from ..decode import TOP_LEFT, dense_position
 from ..errors import InputError
 from .config import LoopConfig
 from .data import MaskBatches, SampleConfig
 from .engine import Batch, Loop
 from .losses import embedding_loss, mask_loss
+from .rounds import CLICK, MASK, best_masks, decode_with_masks, next_clicks
 from .workers import load
 
 
@@ -27,6 +28,12 @@ class TrainConfig(LoopConfig):
     Attributes:
         prompts: masks an image; crop: side of the training crops, pixels.
         scale, as_is, box_share, box_jitter: see `SampleConfig`.
+        rounds: most rounds of prompts a step; after the first, clicks into the error and masks fed back, see `rounds`.
+        round_prompts: masks an image in these later rounds.
+        balance: "source" to draw photographs so that each `source` of the JSON counts as the square root of its size;
+            None for all alike.
+        paste, degrade: shares of photographs that get objects of others pasted in, and that are blurred, compressed
+            or noisy: see `augment`.
         distill_weight: weight of embedding cosine + MSE to the teacher, where there is one; the masks weigh 1.
     """
 
@@ -36,6 +43,11 @@ class TrainConfig(LoopConfig):
     as_is: float = 0.4
     box_share: float = 0.65
     box_jitter: float = 0.2
+    rounds: int = 1
+    round_prompts: int = 4
+    balance: str | None = None
+    paste: float = 0.0
+    degrade: float = 0.0
     distill_weight: float = 0.0
 
 
@@ -51,20 +63,42 @@ class Forward(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images = (batch["image"].float() - self.sam.pixel_mean) / self.sam.pixel_std
         embeddings = encode_crop(self.sam, images, batch["offset"])
-        prompt_encoder = self.sam.prompt_encoder
-        position = dense_position(prompt_encoder, batch["offset"], embeddings.shape[-2:])
-        sparse = embed_prompts(prompt_encoder, batch["coords"], batch["labels"])
-        logits, iou_pred = decode(self.sam.mask_decoder, prompt_encoder, embeddings, position, sparse)
-        has_box = (batch["labels"] == TOP_LEFT).any(dim=-1)
-        masks = mask_loss(logits, iou_pred, batch["target"].float() / 255, batch["boxes"], has_box)
-        cosine = mse = masks.total.new_zeros(())
+        position = dense_position(self.sam.prompt_encoder, batch["offset"], embeddings.shape[-2:])
+        masks = self._rounds(batch, embeddings, position)
+        cosine = mse = masks["loss"].new_zeros(())
         if self.teacher is not None:
             with torch.no_grad():
                 wanted = encode_crop(self.teacher, images, batch["offset"])
             cosine, mse = embedding_loss(embeddings, wanted, batch["valid"])
+        loss = masks["loss"] + self.distill_weight * (cosine + mse)
+        return masks | {"loss": loss, "cosine": cosine, "mse": mse}
+
+    def _rounds(self, batch: Batch, embeddings: Tensor, position: Tensor) -> dict[str, Tensor]:
+        """Mean loss over the rounds; the figures of the first, and the IoU after the last."""
+        coords, labels, boxes = batch["coords"], batch["labels"], batch["boxes"]
+        target = batch["target"].float() / 255
+        shift = (batch["offset"].flip(1) * self.sam.image_encoder.patch_size)[:, None]  # x, y of the crop in the frame
+        kinds = batch["rounds"].tolist() if "rounds" in batch else []
+        losses, first, fed_back = [], None, None
+        for number in range(len(kinds) + 1):
+            logits, iou_pred = decode_with_masks(self.sam, embeddings, position, coords, labels, fed_back)
+            has_box = (labels == TOP_LEFT).any(dim=-1)
+            figures = mask_loss(logits, iou_pred, target, boxes, has_box)
+            losses.append(figures.total)
+            first = first or figures
+            if number == len(kinds):
+                break
+            count = batch["noise"].shape[1]
+            coords, labels, boxes, target = (x[:, :count] for x in (coords, labels, boxes, target))
+            masks = best_masks(logits[:, :count], iou_pred[:, :count])
+            if kinds[number] != MASK:
+                xy, label = next_clicks(masks, target, batch["valid"], batch["noise"][number])
+                coords = torch.cat([coords, (xy + shift)[:, :, None]], dim=2)
+                labels = torch.cat([labels, label[..., None]], dim=2)
+            fed_back = None if kinds[number] == CLICK else masks
         return {
-            "loss": masks.total + self.distill_weight * (cosine + mse), "bce": masks.bce, "dice": masks.dice, "iou_head": masks.iou_head,
-            "iou": masks.iou, "cosine": cosine, "mse": mse,
+            "loss": torch.stack(losses).mean(), "bce": first.bce, "dice": first.dice, "iou_head": first.iou_head,
+            "iou": first.iou, "last_iou": figures.iou,
         }  # fmt: skip
 
 
@@ -108,21 +142,13 @@ class Trainer(Loop):
             yield [batch]
 
 
-def make_batches(annotations: Path, images: Path, sam: Sam, config: TrainConfig) -> MaskBatches:
+def make_batches(annotations: Sequence[Path], images: Path, sam: Sam, config: TrainConfig) -> MaskBatches:
     """The batches that `config` asks for, in the frame of `sam`."""
     encoder = sam.image_encoder
     if config.crop % encoder.patch_size or not 0 < config.crop <= encoder.img_size:
         raise InputError(
             f"crop is a multiple of {encoder.patch_size} up to {encoder.img_size} pixels, not {config.crop}"
         )
-    sample = SampleConfig(
-        encoder.img_size,
-        config.crop,
-        encoder.patch_size,
-        config.prompts,
-        config.scale,
-        config.as_is,
-        config.box_share,
-        config.box_jitter,
-    )
+    shared = {field.name: getattr(config, field.name) for field in fields(SampleConfig) if hasattr(config, field.name)}
+    sample = SampleConfig(frame=encoder.img_size, patch=encoder.patch_size, **shared)
     return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps)

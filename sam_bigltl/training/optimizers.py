@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
+from torch import nn
 
 from ..errors import InputError
 from .config import LoopConfig
@@ -21,11 +23,16 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """Weight decay on matrices and kernels only; prompt encoder and decoder left out where they are frozen."""
-    matrices, kernels, plain = [], [], []
+    """Weight decay on matrices and kernels only; prompt encoder and decoder left out where they are frozen.
+
+    Each group has a `share` of the schedule's learning rate: `stem_lr` for a pretrained stem's convolutions, else 1.
+    """
+    matrices, kernels, plain, stem = [], [], [], []
     for name, parameter in sam.named_parameters():
         if not config.train_decoder and not name.startswith("image_encoder."):
             parameter.requires_grad_(False)
+        elif re.match(r"image_encoder\.patch_embed\.(first|stages)\.", name):
+            stem.append(parameter)
         elif parameter.ndim < 2 or re.search(r"pos_embed|rel_pos|_tokens?\.weight|point_embed|_embed\.weight", name):
             plain.append(parameter)
         else:
@@ -33,10 +40,19 @@ def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]
     decay = config.weight_decay
     adamw = dict(lr=config.lr, betas=(0.9, 0.98), fused=True)
     if config.optimizer == "adamw":
-        groups = [{"params": matrices + kernels, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-        return [torch.optim.AdamW(groups, **adamw)]
+        return [torch.optim.AdamW(_groups(matrices + kernels, plain, stem, config), **adamw)]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"torch {torch.__version__} has no Muon: use the optimizer adamw, or torch 2.9 or later")
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
     muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(groups, **adamw)]
+    return [muon, torch.optim.AdamW(_groups(kernels, plain, stem, config), **adamw)]
+
+
+def _groups(
+    decayed: list[nn.Parameter], plain: list[nn.Parameter], stem: list[nn.Parameter], config: LoopConfig
+) -> list[dict[str, Any]]:
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "share": 1.0},
+        {"params": plain, "weight_decay": 0.0, "share": 1.0},
+        {"params": stem, "weight_decay": 0.0, "share": config.stem_lr},
+    ]
+    return [group for group in groups if group["params"]]
