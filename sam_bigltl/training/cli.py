@@ -38,7 +38,8 @@ The output folder gets model.safetensors (averaged weights), log.csv, val.csv, c
 --resume continues exactly."""
 
 _HELP = {
-    "steps": "optimizer steps in all",
+    "steps": "optimizer steps in all, from which the learning rate's schedule is made",
+    "until": "end after this many of them; 0 is all",
     "batch_size": "images a step",
     "prompts": "masks an image",
     "crop": "side of the training crops, pixels (the whole frame)",
@@ -173,7 +174,7 @@ def _check(args: argparse.Namespace) -> None:
     flag_checks.at_least_one(args, ("steps", "batch_size", "prompts", "rounds", "round_prompts", "save_every", "log_every", "val_images"))
     if not 0 < args.scale[0] <= args.scale[1] < float("inf"):
         raise InputError(f"--scale is two positive numbers, the lower first, not {args.scale[0]:g} {args.scale[1]:g}")
-    names = ("seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight", "stem_lr")
+    names = ("until", "seed", "workers", "warmup", "val_every", "weight_decay", "final_lr", "distill_weight", "stem_lr")
     flag_checks.not_negative(args, names)
     flag_checks.positive(args, ("lr", "clip"))
     if not args.resume and (args.output / "state.pt").exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # What may differ between a run and its continuation: nothing of it changes a weight.
-FREE = {"save_every", "log_every", "val_every", "workers", "compile"}
+FREE = {"until", "save_every", "log_every", "val_every", "workers", "compile"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,8 @@ class LoopConfig:
     """All but what `FREE` names must be the same when a run is resumed (the rate depends on `steps`).
 
     Attributes:
-        steps: optimizer steps in all.
+        steps: optimizer steps in all, which the schedule of the learning rate is made for.
+        until: end after this many of them; 0 is all.
         batch_size: images a step, on all processes together.
         optimizer: "adamw", or "muon" (matrices by torch.optim.Muon with AdamW's step size, the rest by AdamW).
         lr: peak learning rate; warmup: steps of linear warm-up before the cosine falls to `final_lr` of it.
@@ -27,6 +28,7 @@ class LoopConfig:
     """
 
     steps: int
+    until: int = 0
     batch_size: int = 16
     optimizer: str = "adamw"
     lr: float = 1e-3
@@ -46,3 +48,8 @@ class LoopConfig:
     save_every: int = 200
     log_every: int = 10
     val_every: int = 0
+
+    @property
+    def end(self) -> int:
+        """The last step."""
+        return min(self.steps, self.until or self.steps)

@@ -172,18 +172,18 @@ class Loop(ABC):
             self._validate()
         window = self.window
         self._train_mode()
-        batches = self.micro_batches() if self.step < config.steps else iter(())
+        batches = self.micro_batches() if self.step < config.end else iter(())
         with (
             interrupt_flag() as interrupted,
             tqdm(
-                total=config.steps,
+                total=config.end,
                 initial=self.step,
                 unit="step",
                 dynamic_ncols=True,
                 disable=None if self.first else True,
             ) as bar,
         ):
-            while self.step < config.steps:
+            while self.step < config.end:
                 parts = next(batches)
                 began = time.perf_counter()
                 parts = [{key: value.to(device, non_blocking=True) for key, value in part.items()} for part in parts]
@@ -192,7 +192,7 @@ class Loop(ABC):
                 self.step += 1
                 self.seconds += window[-1]["time"]
                 bar.update()
-                last, stop = self.step == config.steps, self._anywhere(interrupted())
+                last, stop = self.step == config.end, self._anywhere(interrupted())
                 if self.step % config.log_every == 0 or last:
                     row = self._log_row(window, bar)
                     self._append("log.csv", row)
@@ -213,7 +213,7 @@ class Loop(ABC):
 
     def _validation_is_due(self) -> bool:
         every = self.config.val_every
-        return self.step == self.config.steps or bool(every and self.step and self.step % every == 0)
+        return self.step == self.config.end or bool(every and self.step and self.step % every == 0)
 
     def _validate(self) -> None:
         if self.validate is None or not self.first:

@@ -137,7 +137,7 @@ class Trainer(Loop):
         self.keep_statistics = teacher is not None
 
     def micro_batches(self) -> Iterator[list[Batch]]:
-        rest = Subset(self.batches, range(self.step, self.config.steps))
+        rest = Subset(self.batches, range(self.step, self.config.end))
         for batch in load(rest, self.config.workers, ahead=4):
             yield [batch]
 
