@@ -18,7 +18,7 @@ from sam_bigltl.fuzz.mutate import mutate_bytes, mutate_json, mutate_words  # no
 
 def test_bad_input_is_refused_in_one_line():
     before = Path.cwd()
-    outcomes, findings = fuzz.run_cases(range(300), list(fuzz.AREAS), seed=5)
+    outcomes, findings = fuzz.run_cases(range(300), list(fuzz.AREAS), seed=5)  # three of them processes
     assert not findings, "\n".join(map(str, findings))
     assert outcomes["refused"] > 200 and sum(outcomes.values()) == 300
     assert Path.cwd() == before

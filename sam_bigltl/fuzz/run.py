@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import time
 import traceback
 import warnings
@@ -19,14 +20,15 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from ..errors import ArgumentParser, InputError, run_cli
-from . import commands, documents, pictures, prompts, weights
+from . import children, commands, documents, pictures, processes, prompts, weights
 
 Case = Callable[[Random], None]
 AREAS: dict[str, Callable[[Path], Case]] = {
     "commands": commands.make, "documents": documents.make, "pictures": pictures.make, "prompts": prompts.make,
-    "weights": weights.make,
+    "weights": weights.make, "processes": processes.make,
 }  # fmt: skip
-SLOW = 20.0  # seconds of one case
+RARE = {"processes": 20}  # areas that get one input in so many of the others: each takes a second
+SLOW = 20.0  # seconds of one case in this process, after which it is interrupted
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,44 @@ def run_cases(numbers: Sequence[int], areas: Sequence[str], seed: int) -> tuple[
         for name in areas:
             (folder / name).mkdir()
             cases[name] = AREAS[name](folder / name)
+        order = _order(areas)
         for number in tqdm(numbers, unit="input", disable=None):
-            name = areas[number % len(areas)]
+            name = order[number % len(order)]
             os.chdir(folder / name)
-            outcome, place, text = _outcome(cases[name], Random(f"{seed}:{number}"))
+            limit = 2 * children.LIMIT if name in RARE else SLOW
+            outcome, place, text = _outcome(cases[name], Random(f"{seed}:{number}"), limit)
             outcomes[outcome] += 1
             if outcome == "findings":
                 findings.append(Finding(number, name, place, text))
     return outcomes, findings
 
 
-def _outcome(case: Case, rng: Random) -> tuple[str, str, str]:
+def _order(areas: Sequence[str]) -> list[str]:
+    """The areas of consecutive inputs."""
+    usual = [name for name in areas if name not in RARE]
+    rare = [name for name in areas if name in RARE]
+    return usual * max((RARE[name] for name in rare), default=1) + rare if usual else rare
+
+
+class _TooSlow(BaseException):
+    """Not an Exception: nothing but this file may catch it."""
+
+
+def _too_slow(number: int, frame: object) -> None:
+    raise _TooSlow
+
+
+def _outcome(case: Case, rng: Random, limit: float = SLOW) -> tuple[str, str, str]:
     """ "refused", "accepted" or "findings", and of a finding where and what."""
-    output, began = io.StringIO(), time.perf_counter()
+    output = io.StringIO()
+    before = signal.signal(signal.SIGALRM, _too_slow)
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            case(rng)
+            signal.setitimer(signal.ITIMER_REAL, limit)
+            try:
+                case(rng)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         outcome = "accepted", "", ""
     except InputError as error:
         ill = "\n" in str(error) or len(str(error)) < 10
@@ -77,10 +101,13 @@ def _outcome(case: Case, rng: Random) -> tuple[str, str, str]:
         lines = output.getvalue().strip().splitlines()
         ill = end.code not in (0, 2) or (end.code == 2 and len(lines) != 1)
         outcome = ("findings", "exit", f"code {end.code}: {lines[-3:]}") if ill else ("refused", "", "")
+    except _TooSlow as error:
+        outcome = "findings", _place(error), f"hangs: not done after {limit:g} s"
     except Exception as error:  # noqa: BLE001 - what is looked for
         outcome = "findings", _place(error), f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    seconds = time.perf_counter() - began
-    return outcome if seconds < SLOW else ("findings", "time", f"{seconds:.0f} s")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return outcome
 
 
 def _place(error: BaseException) -> str:

@@ -1,0 +1,123 @@
+"""Make the shipped weights from the data: a dense teacher in phases, then its big.LITTLE student.
+
+    python checkpoints/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json --runs runs
+
+Interrupted, the same command goes on where it was. Each phase is one `sam-bigltl` command, printed before it runs, with a
+folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sam_bigltl.convert import load_sam, save_sam
+from sam_bigltl.errors import ArgumentParser, InputError, run_cli
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One command: flags that all trainings of a kind share are left out."""
+
+    name: str
+    flags: str
+
+
+_ROUNDS = "--balance source --rounds 8 --paste 0.25 --degrade 0.15 --optimizer muon"
+TEACHER = (
+    # Parts of the frame: ten times as many images a second as whole frames, all scales of objects.
+    Phase("crops", f"{_ROUNDS} --crop 224 --scale 0.4 1.5 --as-is 0.25 --batch-size 16 --lr 8e-4 --final-lr 0.15 --warmup 60 "
+          "--ema 0.995 --steps 7000 --sharpen-positions --seed 31"),
+)  # fmt: skip
+STUDENT = (
+    Phase("little", "--stages 1 --steps 110 --batch-size 8 --streams 1 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 10 "
+          "--ema 0.95 --keep-ratios 1.0 0.5 0.25 0.125 --seed 23"),
+)  # fmt: skip
+
+
+def command(phase: Phase, before: Path | None, args: argparse.Namespace) -> list[str]:
+    """The words of a phase of the teacher, which starts from the file `before`."""
+    words = ["train", "--model", "vit_mini", "--data", *map(str, args.data), "--images", str(args.images)]
+    words += phase.flags.split() + ["--output", str(args.runs / phase.name)]
+    return words + _start(args.runs / phase.name, before) + _validation(args)
+
+
+def distillation(phase: Phase, teacher: Path, before: Path | None, args: argparse.Namespace) -> list[str]:
+    """The words of a phase of the student."""
+    words = ["distill", "--teacher", str(teacher), "--student", "bigltl_mini", "--data", str(_merged(args))]
+    words += ["--images", str(args.images), *phase.flags.split(), "--output", str(args.runs / phase.name)]
+    return words + _start(args.runs / phase.name, before) + _validation(args)
+
+
+def _start(folder: Path, before: Path | None) -> list[str]:
+    if (folder / "state.pt").exists() or any(folder.glob("stage*/state.pt")):
+        return ["--resume"]
+    return ["--init", str(before)] if before else []
+
+
+def _validation(args: argparse.Namespace) -> list[str]:
+    return ["--val", str(args.val), "--val-every", "1560"] if args.val else []
+
+
+def _merged(args: argparse.Namespace) -> Path:
+    """All of --data in one file: `distill` reads one."""
+    documents = [json.loads(path.read_text()) for path in args.data]
+    path = args.runs / "all.json"
+    whole = {key: [entry for document in documents for entry in document[key]] for key in ("images", "annotations")}
+    path.write_text(json.dumps(whole))
+    return path
+
+
+def _run(words: list[str]) -> None:
+    print("sam-bigltl " + shlex.join(words), flush=True)
+    code = subprocess.call([sys.executable, "-m", "sam_bigltl.cli", *words])
+    if code:
+        raise SystemExit(code)
+
+
+def run(args: argparse.Namespace) -> None:
+    """All phases that are not finished, in order."""
+    args.runs.mkdir(parents=True, exist_ok=True)
+    before = None
+    for phase in TEACHER:
+        made = args.runs / phase.name / "model.safetensors"
+        if not made.exists():
+            _run(command(phase, before, args))
+        before = made
+    teacher, before = before, None
+    for phase in STUDENT:
+        stage = phase.flags.split("--stages ")[1].split()[0].split(",")[-1]
+        made = args.runs / phase.name / f"stage{stage}" / "model.safetensors"
+        if not made.exists():
+            _run(distillation(phase, teacher, before, args))
+        before = made
+    if args.install:
+        for source, name in ((teacher, "vit_mini"), (before, "bigltl_mini")):
+            save_sam(load_sam(source), HERE / f"{name}.safetensors", torch.float16)
+            print(f"wrote {HERE / name}.safetensors")
+
+
+def _check(args: argparse.Namespace) -> None:
+    for path in (*args.data, args.images, *([args.val] if args.val else [])):
+        if not path.exists():
+            raise InputError(f"no file or folder {path}")
+    run(args)
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(prog="make_mini.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="JSON", help="masks to train on, COCO format")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their photographs")
+    parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on, which choose nothing")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the phases (runs)")
+    parser.add_argument("--install", action="store_true", help="write both files to checkpoints/ in float16 at the end")
+    run_cli(parser.prog, _check, parser.parse_args())
