@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor
 
-from .checkpoints import load_torch, read_checkpoint
+from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint, whole_weights
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 from .errors import InputError
 from .registry import DENSE, ENCODERS, build_sam
@@ -91,12 +91,14 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
     """Read a model from a file, its type inferred from the tensors.
 
     Args:
-        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type.
+        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type. The
+            tensors may lie under a key such as "model" or "state_dict", and have a prefix such as "module.".
         model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
             of the SAM that it converts from; its little path then starts random.
 
     Raises:
-        InputError: one line, for a file that is missing, broken, no Sam, or of another type.
+        InputError: one line, for a file that is missing, broken, no Sam, of another type, or with values that are not
+            finite.
     """
     path = Path(path)
     state, route_every = _read_state(path)
@@ -124,14 +126,17 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sam.state_dict().items()
     }
+    for name, value in state.items():
+        if not value.isfinite().all():
+            kind = str(dtype).removeprefix("torch.")
+            raise InputError(f"{path} is not written: {name} has values that are not finite, or not in {kind}")
     config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every}
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})  # one entry: several come in any order
-        partial.replace(path)
+        with whole_weights(path) as partial:
+            # One entry: several come in any order.
+            save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -149,22 +154,22 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a file, and route_every where it says so."""
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file")
-    state, route_every = read_checkpoint(path, _load_file)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise InputError(f"{path} is not a state dict of tensors: give SAM's published .pth or a file of save_sam")
-    return state, route_every
+    content, route_every = read_checkpoint(path, _load_file)
+    state = find_weights(content, _PREFIX.rstrip("."), path)
+    check_tensors(state, path)
+    # Of a part that was wrapped alone; no name of SAM's has such a component.
+    return {name.replace(".module.", "."): value for name, value in state.items()}, route_every
 
 
 def _load_file(path: Path) -> tuple[Any, Any]:
     if path.suffix != ".safetensors":
-        return load_torch(path), None
+        return load_tensors(path), None
     with safe_open(path, "pt") as file:
         about = json.loads((file.metadata() or {}).get("sam_bigltl", "{}"))
-    return load_file(path), about.get("route_every")
+    return load_tensors(path), about.get("route_every")
 
 
 def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
-    state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     try:
         with torch.device("meta"):  # a file can imply a model of any size: nothing is allocated before the tensors fit
             build_sam(config).load_state_dict(state, assign=True)
@@ -172,7 +177,7 @@ def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path} looks like {describe(config)}, but its tensors do not fit: {detail}") from None
     sam = build_sam(config)
-    sam.load_state_dict(state)
+    sam.load_state_dict(state)  # to float32
     return sam
 
 

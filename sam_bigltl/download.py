@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import http.client
-import re
+import errno
+import os
+import shutil
+import stat
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
+import pooch
+import requests
 from tqdm import tqdm
 
 from .errors import InputError
 
 URL = "https://dl.fbaipublicfiles.com/segment_anything"
-# The end of each name is the start of the file's sha256.
-FILES = {"vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth"}
 TIMEOUT = 30  # seconds without a byte
-_CHUNK = 2**20
+_CHUNK = 2**16  # of which a part is lost where a connection breaks off
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file as its authors publish it."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+# The six digits in each name are the start of the file's MD5, which is no protection: the whole SHA-256 is compared.
+FILES = {
+    "vit_b": Published(
+        "sam_vit_b_01ec64.pth", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    "vit_l": Published(
+        "sam_vit_l_0b3195.pth", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    "vit_h": Published(
+        "sam_vit_h_4b8939.pth", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
+}
 
 EXAMPLES = """\
 examples:
@@ -43,103 +67,214 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Download what `args` ask for and say where it is."""
-    name = FILES[args.model]
-    target = args.output / name
-    if target.is_file() and _is_published(target, name):
-        print(f"{target} is there already, and is the published file")
-        return
+    published = FILES[args.model]
+    target = args.output / published.name
     if target.is_file():
+        if _is(target, published):
+            print(f"{target} is there already, and is the published file")
+            return
         print(f"{target} is there, but is not the published file: it is fetched again")
-    download(f"{args.url.rstrip('/')}/{name}", target)
+    download(f"{args.url.rstrip('/')}/{published.name}", target, published)
     print(f"wrote {target}")
 
 
-def download(url: str, target: Path) -> None:
-    """Fetch `url` into `target`, whose name ends in the start of the content's sha256, as in sam_vit_b_01ec64.pth.
+def download(url: str, target: Path, published: Published) -> None:
+    """Fetch `url` into `target`.
 
     What has come is kept in `<target>.partial`, which a later call goes on from; `target` is whole or not there.
 
+    Args:
+        published: what the file must be. Its `name` is not looked at.
+
     Raises:
-        InputError: no connection, an answer other than the file, a disk that is full, or content of another sha256,
-            which is removed.
+        InputError: no connection, an answer other than the file, a disk that is full, something else in the way, or
+            content of another SHA-256, which is removed.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise InputError(f"{url} is no address: it starts with http:// or https://")
+    _check_address(url)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: remove it, or give another --output")
     partial = target.with_name(target.name + ".partial")
-    resumed = _fetch(url, partial)
-    if resumed and not _is_published(partial, target.name):
+    for _ in range(2):
+        try:
+            resumed = _fetch(url, partial, published.size)
+        except _Another as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"{url} is not the published file ({error}): it was removed; check --url") from None
+        if _is(partial, published):
+            partial.replace(target)
+            return
+        found = pooch.file_hash(partial)
+        partial.unlink()
+        if not resumed:
+            break
         # The first part was of a file that has changed since, or was damaged here.
         print("the parts do not fit together: starting over")
-        partial.unlink()
-        _fetch(url, partial)
-    if not _is_published(partial, target.name):
-        found = sha256(partial)[:16]
-        partial.unlink()
-        raise InputError(f"{url} is not the published file (sha256 {found}...): it was removed; check --url")
-    partial.replace(target)
+    raise InputError(f"{url} is not the published file (SHA-256 {found}): it was removed; check --url")
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _is_published(path: Path, name: str) -> bool:
-    return sha256(path).startswith(re.search(r"_([0-9a-f]+)\.", name)[1])
-
-
-def _fetch(url: str, partial: Path) -> bool:
-    """Bring `partial` to the length that the server states; says whether it was begun by an earlier call."""
-    start = partial.stat().st_size if partial.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+def _is(path: Path, published: Published) -> bool:
     try:
-        with urlopen(request, timeout=TIMEOUT) as answer:
-            # A server without ranges answers 200 and sends all of it.
-            resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-            if answer.status == 206 and not resumed:
-                raise InputError(f"{url} does not answer with the range that was asked for: remove {partial}")
-            _write(answer, partial, start if resumed else 0, url)
-            return resumed
-    except HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send: the file is whole, or was a longer one
-            return True
-        if error.code == 404:
-            raise InputError(f"{url} does not exist (404): check --url") from None
-        raise InputError(f"{url} cannot be fetched: the server answers {error.code} {error.reason}") from None
-    except URLError as error:
-        host = urlsplit(url).netloc
-        raise InputError(f"{host} cannot be reached ({error.reason}): check the network, or use --url") from None
-    except (OSError, http.client.HTTPException) as error:  # of the connection: `_write` names what the disk says
-        raise _broken(url, partial, error) from None
-
-
-def _write(answer: http.client.HTTPResponse, partial: Path, start: int, url: str) -> None:
-    """Append what the server sends to the first `start` bytes of `partial`."""
-    length = answer.headers.get("Content-Length")
-    total = None if length is None else start + int(length)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("ab" if start else "wb")
+        return path.stat().st_size == published.size and pooch.file_hash(path) == published.sha256
     except OSError as error:
-        raise InputError(f"cannot write {partial}: {error.strerror}") from None
-    options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
-    with file, tqdm(total=total, initial=start, desc=partial.stem, **options) as bar:
-        while chunk := answer.read(_CHUNK):
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_address(url: str) -> None:
+    try:
+        requests.Request("GET", url).prepare()
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        usable = parts.scheme in ("http", "https") and url.isprintable()
+    except ValueError:  # of which requests' exceptions for addresses are kinds
+        usable = False
+    if not usable:
+        raise InputError(f"{_plain(url)} is no address: --url is such as {URL}")
+
+
+class _Partial:
+    """The file that a download is written to, with its progress bar. It takes no more than `size` bytes."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size, self.answered = path, size, False
+        self.file = _open(path)
+        self.start = self.length = os.fstat(self.file).st_size
+        options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
+        self.bar = tqdm(total=size, initial=self.length, desc=path.stem, **options)
+        if self.length > size:  # of another file
+            self.restart()
+
+    def restart(self) -> None:
+        """Drop what earlier calls wrote."""
+        os.ftruncate(self.file, 0)
+        self.start = self.length = self.bar.n = 0
+
+    def write(self, chunk: bytes) -> None:
+        if self.length + len(chunk) > self.size:
+            raise _Another(f"it is longer than {self.size} bytes")
+        rest = memoryview(chunk)
+        while rest:
             try:
-                file.write(chunk)
-                file.flush()
+                rest = rest[os.write(self.file, rest) :]
             except OSError as error:
-                raise InputError(f"cannot write {partial}: {error.strerror}") from None
-            bar.update(len(chunk))
-        if total is not None and file.tell() < total:  # http.client says nothing where a connection ends early
-            raise _broken(url, partial, f"{file.tell()} of {total} bytes")
+                raise InputError(f"cannot write {self.path}: {error.strerror}") from None
+        self.length += len(chunk)
+        self.bar.update(len(chunk))
+
+    def flush(self) -> None:
+        """pooch asks for it; nothing is held back here."""
+
+    def __enter__(self) -> _Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        os.close(self.file)
+        if not self.length:
+            self.path.unlink()
 
 
-def _broken(url: str, partial: Path, reason: object) -> InputError:
+class _Another(Exception):
+    """What the server sends is not the published file. Says why."""
+
+
+def _open(path: Path) -> int:
+    """A file descriptor that appends: of a new file, or of one that an earlier call made.
+
+    A link under this name, which somebody may have put there, is not followed.
+    """
+    flags = os.O_WRONLY | os.O_APPEND
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # not everywhere
+        flags |= getattr(os, name, 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            file = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # a link, a folder, a pipe
+            raise _in_the_way(path) from None
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    about = os.fstat(file)
+    ours = not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
+    if not (stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and ours) or path.is_symlink():
+        os.close(file)
+        raise _in_the_way(path)
+    return file
+
+
+def _in_the_way(path: Path) -> InputError:
+    return InputError(f"{path}, where the download would go on, is not a file that an earlier one left: remove it")
+
+
+def _fetch(url: str, path: Path, size: int) -> bool:
+    """Bring the file at `path` to `size` bytes; says whether it was begun by an earlier call."""
+    with _Partial(path, size) as partial:
+        if partial.length == size:
+            return True
+        free = shutil.disk_usage(path.parent).free
+        if free < size - partial.length:
+            raise InputError(f"{path.parent} has {free / 1e9:.2f} GB left of {size / 1e9:.2f} GB: give another --output")
+
+        def check(answer: requests.Response, **_: object) -> None:
+            if answer.is_redirect:
+                return
+            partial.answered = True
+            if answer.status_code == 200:  # a server without ranges sends all of it
+                partial.restart()
+            elif answer.status_code != 206:
+                raise _refused(url, answer)
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {partial.start}-"):
+                raise InputError(f"{url} does not answer with the range that was asked for: remove {path}")
+            length = answer.headers.get("Content-Length", "")
+            if length.isdecimal() and partial.start + int(length) != size:
+                raise _Another(f"{partial.start + int(length)} bytes instead of {size}")
+
+        headers = {"Accept-Encoding": "identity"}
+        if partial.start:
+            headers["Range"] = f"bytes={partial.start}-"
+        options: dict[str, Any] = {"headers": headers, "hooks": {"response": check}, "timeout": TIMEOUT}
+        try:
+            pooch.HTTPDownloader(chunk_size=_CHUNK, **options)(url, partial, None)
+        except InputError:
+            raise
+        except ValueError as error:  # of headers
+            raise InputError(f"the answer of {_host(url)} makes no sense ({_reason(error)}): check --url") from None
+        except requests.RequestException as error:
+            raise _broken(url, partial, _reason(error)) from None
+        if partial.length < size:  # the connection ended early, and the server had not said how much there is
+            raise _broken(url, partial, "it ended early")
+        return partial.start > 0
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]  # without a password
+
+
+def _refused(url: str, answer: requests.Response) -> InputError:
+    if answer.status_code == 404:
+        return InputError(f"{url} does not exist (404): check --url")
+    reason = _plain(answer.reason or "")
+    return InputError(f"{url} cannot be fetched: the server answers {answer.status_code} {reason}; check --url")
+
+
+def _broken(url: str, partial: _Partial, reason: str) -> InputError:
+    host = _host(url)
+    if not partial.answered:
+        return InputError(f"{host} cannot be reached ({reason}): check the network, or use --url")
     return InputError(
-        f"the connection to {urlsplit(url).netloc} broke off ({reason}): run it again to go on from {partial}"
+        f"the connection to {host} broke off ({partial.length} of {partial.size} bytes, {reason}): "
+        f"run it again to go on from {partial.path}"
     )
+
+
+def _reason(error: BaseException) -> str:
+    """What lies below the several exceptions that requests and urllib3 wrap around it."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return _plain(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def _plain(text: str) -> str:
+    """Text of a stranger for a terminal, of a bearable length."""
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text)[:120]

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .checkpoints import check_tensors, whole_weights
 from .errors import InputError
 from .routing import Route
 
@@ -52,8 +53,8 @@ def save(path: str | PathLike[str], model: torch.nn.Module, features: torch.Tens
     """Write `features` (B, C, g, g) and the sizes of the B images. Raises InputError when `path` cannot be written."""
     metadata = {"format": FORMAT, "encoder": fingerprint(model.image_encoder), "sizes": json.dumps(sizes)}
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features.detach().cpu().contiguous()}, str(path), metadata)
+        with whole_weights(Path(path)) as partial:
+            save_file({"features": features.detach().cpu().contiguous()}, partial, metadata)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {error}") from None
 
@@ -76,6 +77,7 @@ def load(path: str | PathLike[str], model: torch.nn.Module) -> tuple[torch.Tenso
     grid, channels = model.prompt_encoder.image_embedding_size, model.prompt_encoder.embed_dim
     if not sizes or features.shape != (len(sizes), channels, *grid) or not features.is_floating_point():
         raise InputError(f"{path} is damaged: its tensor is not of the images that it names; embed again")
+    check_tensors({"features": features}, Path(path))
     return features, sizes
 
 

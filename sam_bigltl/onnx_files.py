@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -80,3 +82,9 @@ def open_part(folder: Path, part: str, threads: int | None, providers: list[str]
     if about.part != part:
         raise InputError(f"{path} holds the {about.part}: export again, or give each file its own name back")
     return session, about
+
+
+def check_computed(values: np.ndarray, folder: Path, part: str) -> None:
+    """Raise InputError where one file of an export computed something that is not finite: its weights cannot be right."""
+    if not np.isfinite(values).all():
+        raise InputError(f"{file_of(folder, part)} computes NaN or infinite values: export its checkpoint again")

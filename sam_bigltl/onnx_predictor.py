@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import InputError
-from .onnx_files import DECODER, ENCODER, open_part
+from .onnx_files import DECODER, ENCODER, check_computed, open_part
 from .prompt_checks import check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts
 
 _PROMPTS = 8  # decoded together: more take memory and no less time each
@@ -34,7 +34,7 @@ class OnnxSamPredictor:
         original_size, input_size: (H, W) of the first image, before and after the resize.
 
     Raises:
-        InputError: files that are missing, damaged, or of two models.
+        InputError: files that are missing, damaged, or of two models; later, where their weights give NaN.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class OnnxSamPredictor:
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         self._encoder, self.about = open_part(folder, ENCODER, threads, list(providers))
         self._decoder, decoder = open_part(folder, DECODER, threads, list(providers))
         if decoder.weights != self.about.weights:
@@ -77,7 +77,9 @@ class OnnxSamPredictor:
             resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
             place[:, :height, :width] = ((np.asarray(resized, np.float32) - mean) / std).transpose(2, 0, 1)
             self._sizes.append((image.shape[:2], (height, width)))
-        self.features = self._embed(batch)
+        features = self._embed(batch)
+        check_computed(features, self._folder, ENCODER)
+        self.features = features
         self.original_size, self.input_size = self._sizes[0]
         self.is_image_set = True
 
@@ -163,6 +165,8 @@ class OnnxSamPredictor:
             found.append(self._decoder.run(None, fixed | some))
         outputs = slice(1, None) if multimask_output else slice(0, 1)
         low_res, iou = (np.concatenate(values)[:, outputs] for values in zip(*found))
+        for values in (low_res, iou):
+            check_computed(values, self._folder, DECODER)
         masks = self._enlarged(low_res, input_size, original_size)
         return masks if return_logits else masks > self.about.mask_threshold, iou, low_res
 

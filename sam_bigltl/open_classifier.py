@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from . import classifier  # noqa: F401 - registers this project's models with timm
-from .checkpoints import read_checkpoint
+from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint, whole_weights
 from .convert import load_sam
 from .convert_vit import convert_vit
 from .errors import InputError
@@ -64,8 +63,10 @@ def open_classifier(
         convert: make a big.LITTLE classifier of timm's ViT `name`.
 
     Raises:
-        InputError: no such model or file, or a file of another model.
+        InputError: no such model or file, or a file of another model, or with values that are not finite.
     """
+    if "checkpoint_path" in (options or {}):  # timm would read it in its own way
+        raise InputError("checkpoint_path is no option of a model here: give the file as the checkpoint (--checkpoint)")
     for path in (checkpoint, backbone):
         if path is not None and not path.is_file():
             raise InputError(f"no checkpoint at {path}")
@@ -86,11 +87,10 @@ def open_classifier(
 
 
 def _load(model: nn.Module, path: Path, head_only: bool) -> None:
-    state = read_checkpoint(path, partial(timm.models.load_state_dict, device="cpu", weights_only=True))
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is not a state dict of tensors: give the weights of a model")
     own = model.state_dict()
     wanted = {key for key in own if not (head_only and key.startswith("image_encoder."))}
+    state = find_weights(read_checkpoint(path, load_tensors), min(wanted), path)
+    check_tensors(state, path)
     wrong = sorted(wanted ^ set(state)) or [key for key in wanted if state[key].shape != own[key].shape]
     if wrong:
         raise InputError(f"{path} holds another model: {wrong[0]} does not fit (is --num-classes or --model right?)")
@@ -103,10 +103,9 @@ def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) ->
         name: value.detach().cpu().contiguous() for name, value in weights.items()
         if not (isinstance(model, SamClassifier) and name.startswith("image_encoder."))
     }  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file(weights, partial)
-        partial.replace(path)
+        with whole_weights(path) as partial:
+            save_file(weights, partial)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -190,11 +190,11 @@ def test_saved_weights_are_checked(tmp_path: Path) -> None:
 
     for name, zipped in (("a.pth", True), ("b.pth", False), ("c.safetensors", True), ("d.safetensors", False)):
         torch.save({"head.weight": Malicious()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        with pytest.raises(InputError, match="holds more than tensors .it names posix.mkdir|cannot be read"):
             open_classifier("bigltl_tiny_patch16_224", 3, options, tmp_path / name)
     assert not (tmp_path / "proof").exists()
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(InputError, match="cannot be read|state dict"):
+    with pytest.raises(InputError, match="list.pth holds no tensor of .* since it is a list"):
         open_classifier("bigltl_tiny_patch16_224", 3, options, tmp_path / "list.pth")
     path.write_bytes(b"noise")
     with pytest.raises(InputError, match="cannot be read as a checkpoint"):

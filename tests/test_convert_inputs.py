@@ -55,7 +55,8 @@ def broken_files(folder: Path) -> dict[str, Path]:
     for name, content in {
         "malicious-zip.safetensors": {"image_encoder.pos_embed": Malicious(folder / "proof")},
         "malicious-zip.pth": {"image_encoder.pos_embed": Malicious(folder / "proof")},
-        "nested.pth": {"model": state},
+        "nested.pth": {"model": {"epoch": 3}},
+        "two.pth": {"net": state, "best": {name: value.clone() for name, value in state.items()}},
         "list.pth": list(state.values()),
         "tensor.pth": torch.zeros(3),
         "numbers.pth": {1: torch.zeros(3)},

@@ -22,7 +22,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import check_tensors, read_checkpoint
 from ..errors import InputError
 from ..trunk import Trunk
 from .config import FREE, LoopConfig
@@ -132,6 +132,7 @@ class Loop(ABC):
         if not self.state_path.exists():
             raise InputError(f"nothing to resume in {self.output}: no state.pt")
         state = read_checkpoint(self.state_path)
+        check_tensors(state, self.state_path)
         try:
             state = dict(state)
             self._take_up(state)

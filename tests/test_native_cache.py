@@ -1,0 +1,276 @@
+"""The cache of compiled kernels: damaged, foreign and planted libraries, and compilers that are killed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sam_bigltl.errors import InputError
+from sam_bigltl.native import build
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX")
+SH = "#!/bin/sh\n"
+# Stands for a compiler: writes what it is told where the library shall be, and counts.
+COPY = SH + 'while [ "$1" != -o ]; do shift; done\necho x >> "{log}"\ncp "{source}" "$2"\n'
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> Path:
+    """The library as the compiler writes it."""
+    folder = tmp_path_factory.mktemp("kernels")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        build.load.__wrapped__()
+    except InputError as error:
+        pytest.skip(str(error))
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+    (library,) = (folder / "sam_bigltl").iterdir()
+    (folder / "plain.so").write_bytes(library.read_bytes()[:-32])
+    return folder / "plain.so"
+
+
+class Cache:
+    """A cache of its own, whose compiler copies the library that is compiled already."""
+
+    def __init__(self, folder: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.log, self.monkeypatch = folder, folder / "log", monkeypatch
+        self.folder = folder / "sam_bigltl"
+        self.compiler(COPY.format(log=self.log, source=compiled))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+
+    def compiler(self, text: str) -> None:
+        program = self.root / "compiler"
+        program.write_text(text)
+        program.chmod(0o700)
+        self.monkeypatch.setenv("CXX", str(program))
+
+    def compilations(self) -> int:
+        return self.log.read_text().count("x") if self.log.exists() else 0
+
+    def library(self) -> Path:
+        """Where the kernels will be: the name depends on the compiler's."""
+        build.load.__wrapped__()
+        (library,) = self.folder.iterdir()
+        self.log.unlink()
+        return library
+
+
+@pytest.fixture
+def cache(tmp_path, compiled, monkeypatch) -> Cache:
+    return Cache(tmp_path, compiled, monkeypatch)
+
+
+def works(kernels: ctypes.CDLL) -> bool:
+    return bool(kernels.bigltl_quantize and kernels.bigltl_attend)
+
+
+def signed(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+def of_arm(content: bytes) -> bytes:
+    """The same for another processor: bytes 18 and 19 of an ELF file are its machine, 183 is AArch64."""
+    return signed(content[:18] + (183).to_bytes(2, "little") + content[20:-32])
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "its first page": lambda content: content[:4096],
+    "half": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "one bit": lambda content: content[:9000] + bytes([content[9000] ^ 1]) + content[9001:],
+    "text": lambda content: b"#!/bin/sh\nid\n",
+    "without its sum": lambda content: content[:-32],
+    "another processor's": of_arm,
+    "no library": lambda content: signed(b"no library"),
+}
+
+LOADS = """
+import os, sys
+from sam_bigltl.native import build
+for home in sys.argv[1:]:
+    os.environ["XDG_CACHE_HOME"] = home
+    kernels = build.load.__wrapped__()
+    assert kernels.bigltl_quantize and kernels.bigltl_attend
+"""
+
+
+def test_damaged_and_foreign_libraries_are_made_anew(compiled, tmp_path, monkeypatch):
+    """In a process of its own, which the system ends (SIGBUS) where it maps half a library."""
+    caches = {}
+    for number, (kind, damage) in enumerate(DAMAGE.items()):
+        (tmp_path / str(number)).mkdir()
+        # All by one compiler, since its path is in the name of the library.
+        caches[kind] = Cache(tmp_path / str(number), compiled, monkeypatch)
+        monkeypatch.setenv("CXX", str(tmp_path / "0" / "compiler"))
+        build.load.__wrapped__()
+        (library,) = caches[kind].folder.iterdir()
+        damaged = damage(library.read_bytes())
+        library.unlink()  # this process has it mapped
+        library.write_bytes(damaged)
+        library.chmod(0o700)
+    log = caches["empty"].log
+    log.unlink()
+    homes = [str(cache.root) for cache in caches.values()]
+    done = subprocess.run([sys.executable, "-c", LOADS, *homes], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert log.read_text().count("x") == len(DAMAGE)
+    for cache in caches.values():
+        (library,) = cache.folder.iterdir()
+        assert library.read_bytes() == signed(compiled.read_bytes())
+
+
+def test_what_is_made_is_the_users_alone(cache):
+    before = os.umask(0)
+    try:
+        library = cache.library()
+    finally:
+        os.umask(before)
+    assert library.stat().st_mode & 0o777 == 0o700 and library.parent.stat().st_mode & 0o777 == 0o700
+
+
+def planted(kind: str, library: Path, elsewhere: Path) -> None:
+    """Somebody else's work in the place of the library."""
+    library.rename(elsewhere)
+    if kind == "link":
+        library.symlink_to(elsewhere)
+    elif kind == "folder":
+        library.mkdir()
+        (library / "x").write_text("")
+    elif kind == "pipe":
+        os.mkfifo(library)
+    else:
+        library.write_bytes(elsewhere.read_bytes())
+        library.chmod({"everybody's": 0o777, "the group's": 0o770, "unreadable": 0o000}[kind])
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "everybody's", "the group's", "unreadable"])
+def test_libraries_that_others_could_have_written(cache, tmp_path, kind):
+    library = cache.library()
+    planted(kind, library, tmp_path / "elsewhere")
+    if kind == "unreadable" and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    assert works(build.load.__wrapped__())
+    assert cache.compilations() == 1 and library.lstat().st_mode & 0o777 == 0o700 and library.is_file()
+
+
+def test_a_library_of_another_user(cache, monkeypatch):
+    library = cache.library()
+    build.load.__wrapped__()
+    assert cache.compilations() == 0
+    lstat, owner = Path.lstat, os.geteuid()
+
+    def other(path: Path) -> os.stat_result:
+        about = list(lstat(path))
+        about[4] = owner + 1  # st_uid
+        return os.stat_result(about) if path == library else lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", other)
+    assert not build._is_whole(library)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_may_write(cache, mode):
+    cache.folder.mkdir()
+    cache.folder.chmod(mode)
+    with pytest.raises(InputError, match="is not a folder of yours alone.*chmod go-w") as caught:
+        build.load.__wrapped__()
+    assert "\n" not in str(caught.value) and list(cache.folder.iterdir()) == [] and cache.compilations() == 0
+
+
+def test_a_folder_of_another_user(cache, monkeypatch):
+    cache.library()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(InputError, match="is not a folder of yours alone.*chown"):
+        build.load.__wrapped__()
+
+
+def test_a_file_in_place_of_the_folder(cache):
+    cache.folder.write_text("")
+    with pytest.raises(InputError, match="native kernels cannot be made: .*File exists"):
+        build.load.__wrapped__()
+
+
+def test_where_nothing_may_be_executed(cache, monkeypatch):
+    def refused(_: str) -> ctypes.CDLL:
+        raise OSError("failed to map segment from shared object: Operation not permitted")
+
+    monkeypatch.setattr(ctypes, "CDLL", refused)
+    with pytest.raises(InputError, match="cannot be loaded.*set XDG_CACHE_HOME to another folder, or leave native out"):
+        build.load.__wrapped__()
+    assert cache.compilations() == 1
+
+
+def test_a_library_without_our_functions(cache):
+    """A compiler that makes another one."""
+    cache.compiler(SH + f'while [ "$1" != -o ]; do shift; done\ng++ -shared -o "$2" -x c++ /dev/null 2> {cache.log}')
+    with pytest.raises(InputError, match="cannot be loaded"):
+        build.load.__wrapped__()
+
+
+def test_relative_cache_folders_are_ignored(monkeypatch, tmp_path):
+    """As the specification of XDG_CACHE_HOME has it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert build.cache_folder() == tmp_path / ".cache" / "sam_bigltl"
+
+
+# ---------------------------------------------------------------- compilers that do not come to an end
+def test_a_compiler_that_is_killed_leaves_nothing(cache):
+    cache.compiler(SH + 'while [ "$1" != -o ]; do shift; done\nhead -c 9000 /dev/zero > "$2"\nkill -9 $$')
+    with pytest.raises(InputError, match="cannot compile the native kernels .exit code -9"):
+        build.load.__wrapped__()
+    assert list(cache.folder.iterdir()) == []
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_killed_while_it_compiles_leaves_nothing(cache, number):
+    cache.compiler(SH + f'while [ "$1" != -o ]; do shift; done\necho > "$2"\nmktemp > /dev/null\necho > {cache.log}\nsleep 90')
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from sam_bigltl.native import build; build.load()"], start_new_session=True
+    )
+    try:
+        assert wait_for(cache.log.exists) and len(list(cache.folder.iterdir())) == 1
+        process.send_signal(number)
+        process.wait(60)
+        assert wait_for(lambda: not list(cache.folder.iterdir()))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the compiler has outlived it
+
+
+def test_what_a_power_cut_left_is_cleared_away(cache, compiled):
+    left = cache.folder / "compiling-abc"
+    left.mkdir(parents=True)
+    cache.folder.chmod(0o700)
+    (left / "kernels.so").write_bytes(compiled.read_bytes()[:5000])
+    assert works(build.load.__wrapped__())
+    assert not left.exists() and len(list(cache.folder.iterdir())) == 1
+
+
+def test_two_at_once(cache):
+    """Both get kernels, and one file is left."""
+    command = [sys.executable, "-c", "from sam_bigltl.native import build; build.load()"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 2
+    assert len(list(cache.folder.iterdir())) == 1
