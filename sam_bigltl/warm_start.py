@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .blocks import PBlock
 from .encoder import BigLittleEncoder
+from .errors import InputError
 from .trunk import Transition
 from .routing import Geometry
 
@@ -68,6 +69,9 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True) -> Non
         sam: from `convert_sam`; its big path is the teacher and is not changed.
         images: preprocessed images (1, 3, S, S) on the model's device, as `Sam.preprocess` returns them; some dozens.
             They are gone through three times a group.
+
+    Raises:
+        InputError: there are no images.
     """
     encoder: BigLittleEncoder = sam.image_encoder
     tokens, geometry = [], None
@@ -75,6 +79,8 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True) -> Non
         embedded = encoder.patch_embed(image) + encoder.pos_embed
         geometry = encoder._geometry(tuple(embedded.shape[1:3]), encoder.config.window, image.device)
         tokens.append(embedded.flatten(1, 2))
+    if not tokens:
+        raise InputError("the warm start needs photographs, and there are none")
     for block in encoder.little_blocks:
         for layer in (block.attn.proj, block.mlp.lin2):
             layer.weight.zero_()

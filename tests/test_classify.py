@@ -24,7 +24,8 @@ from sam_bigltl.open_classifier import open_classifier, save_classifier
 from sam_bigltl.probe import SamClassifier
 from sam_bigltl.registry import sam_model_registry
 from sam_bigltl.training import classify_study
-from sam_bigltl.training.classify import Classification, ClassifyConfig, LabelledBatches, Objective, open_dataset
+from sam_bigltl.training.classify import Classification, ClassifyConfig, LabelledBatches, Objective
+from sam_bigltl.training.labelled import open_dataset
 
 KWARGS = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2)
 WORDS = [f"{key}={value}" for key, value in KWARGS.items()]

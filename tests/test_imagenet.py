@@ -48,10 +48,11 @@ def test_counting_by_hand() -> None:
             return x[:, 0, 0] * (1 if self.keep_ratio == 1.0 else -1)  # the image holds its logits
 
     logits = torch.tensor([[9.0, 0, 1, 2, 3, 4, 5], [0, 9, 8, 7, 6, 5, 1], [1, 2, 3, 4, 5, 6, 7]])
-    batches = iter([(logits[:, None, None], torch.tensor([0, 6, 5]))])
-    ((one, half),) = imagenet.count_correct(Fixed(), batches, [1.0, 0.5], torch.device("cpu"))
+    images, labels, device = logits[:, None, None], torch.tensor([0, 6, 5]), torch.device("cpu")
+    one, half = imagenet.count_correct(Fixed(), images, labels, [1.0, 0.5], device)
     assert one[:3] == (3, 1, 2)  # right, sixth, second
     assert half[:3] == (3, 0, 1)  # last, second, sixth
+    assert imagenet.count_correct(Fixed(), torch.empty(0), torch.empty(0), [1.0], device) == [(0, 0, 0, 0.0)]
 
 
 def results(folder: Path) -> list[dict]:

@@ -16,7 +16,7 @@ import sam_bigltl.training.data as data
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.data import MaskBatches, SampleConfig
 from sam_bigltl.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
-from sam_bigltl.training.workers import loaded
+from sam_bigltl.training.workers import load
 
 
 @pytest.fixture(scope="module")
@@ -192,5 +192,5 @@ def test_a_damaged_photograph_is_named_in_one_line_from_a_worker(tmp_path):
         file = tmp_path / "images" / image["file_name"]
         file.write_bytes(file.read_bytes()[:90])
     with pytest.raises(InputError, match=r"^\S*\.png is damaged") as error:
-        list(loaded(DataLoader(batches(path), batch_size=None, num_workers=1)))
+        list(load(batches(path), 1, ahead=2))
     assert "\n" not in str(error.value)

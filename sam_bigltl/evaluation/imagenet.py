@@ -6,14 +6,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import create_transform
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from ..devices import device_name, parse_device, synchronize
@@ -22,13 +23,14 @@ from ..latency.report import write_csv
 from ..macs import count_macs
 from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
 from ..precision import check_precision
-from ..training.classify import open_dataset
-from ..training.workers import ignore_interrupts
+from ..training.labelled import Transformed, collate, open_dataset
+from ..training.skipped import Unreadable
+from ..training.workers import load, worker_failures
 from ..trunk import Trunk
 from .datasets import is_number
 
 COLUMNS = (
-    "model", "keep_ratio", "top1", "top5", "images", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",
+    "model", "keep_ratio", "top1", "top5", "images", "unreadable", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",
     "torch", "threads",
 )  # fmt: skip
 
@@ -60,20 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="forget what --output holds")
 
 
-class Transformed(Dataset):
-    """(normalised image, label) of a dataset of Pillow images."""
-
-    def __init__(self, dataset: Dataset, transform: Any) -> None:
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
-        return self.transform(image.convert("RGB")), label
-
-
 def inference_transform(model: nn.Module) -> Any:
     """The preprocessing that the model's own configuration asks for."""
     config = data_config(model)
@@ -84,24 +72,28 @@ def inference_transform(model: nn.Module) -> Any:
 
 
 def count_correct(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], ratios: Sequence[float], device: torch.device
-) -> Iterator[list[tuple[int, int, int, float]]]:
-    """For each batch, for each ratio: images, right at once, right among five, seconds."""
-    for images, labels in batches:
-        images, rows = images.to(device), []
-        for ratio in ratios:
-            set_ratio(model, ratio)
-            start = time.perf_counter()
-            logits = logits_of(model, images)
-            synchronize(device)
-            seconds = time.perf_counter() - start
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == labels[:, None]
-            rows.append((len(labels), int(best[:, 0].sum()), int(best.any(dim=1).sum()), seconds))
-        yield rows
+    model: nn.Module, images: Tensor, labels: Tensor, ratios: Sequence[float], device: torch.device
+) -> list[tuple[int, int, int, float]]:
+    """For each ratio: images, right at once, right among five, seconds."""
+    if not len(labels):  # none of a batch could be read
+        return [(0, 0, 0, 0.0)] * len(ratios)
+    images, rows = images.to(device), []
+    for ratio in ratios:
+        set_ratio(model, ratio)
+        start = time.perf_counter()
+        logits = logits_of(model, images)
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices.cpu() == labels[:, None]
+        rows.append((len(labels), int(best[:, 0].sum()), int(best.any(dim=1).sum()), seconds))
+    return rows
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluate, print the table, write results.csv. Raises InputError."""
+    """Evaluate, print the table, write results.csv; exit with code 1 if images could not be read.
+
+    Raises InputError, also where too many cannot be read.
+    """
     for name in ("batch_size", "limit", "num_classes"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)} is below 1")
@@ -116,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         dataset_indices = torch.linspace(0, len(dataset) - 1, args.limit).round().int().tolist()
     else:
         dataset_indices = range(len(dataset))
-    classes = args.num_classes or len(getattr(dataset.reader, "class_to_idx", None) or range(1000))
+    classes = args.num_classes or dataset.classes or 1000
     model = open_classifier(args.model, classes, args.model_kwargs, args.checkpoint, args.backbone).to(device)
     transform = inference_transform(model)
     for ratio in ratios:
@@ -144,17 +136,25 @@ def run(args: argparse.Namespace) -> None:
     }  # fmt: skip
     journal = Journal(args.output, json.loads(json.dumps(settings, default=str)), args.restart)
     rest = Subset(Transformed(dataset, transform), list(dataset_indices)[journal.batches * args.batch_size :])
-    loader = DataLoader(rest, args.batch_size, num_workers=args.workers, worker_init_fn=ignore_interrupts)
     dtype = next(model.parameters()).dtype if not isinstance(trunk, Trunk) else torch.float32
-    prepared = ((images.to(dtype), labels) for images, labels in loader)
-    for rows in tqdm(count_correct(model, prepared, ratios, device), total=len(loader), unit="batch", disable=None):
-        journal.add(rows)
+    unreadable = Unreadable(len(dataset_indices))
+    unreadable.update(journal.unreadable)
+    with (
+        closing(load(rest, args.workers, 2, args.batch_size, collate)) as batches,
+        worker_failures(),
+        tqdm(total=-(-len(rest) // args.batch_size), unit="batch", disable=None) as bar,
+    ):
+        for images, labels, skipped in batches:
+            unreadable.add(skipped)
+            rows = count_correct(model, images.to(dtype), labels, ratios, device)
+            journal.add(rows, {each.key: each.reason for each in skipped})
+            bar.update()
     totals = journal.totals(len(ratios))
     environment = {"device": device_name(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
     results = [
         {
             "model": name, "keep_ratio": ratio, "top1": 100 * first / count, "top5": 100 * five / count, "images": count,
-            "images_per_s": count / seconds, "gmacs": gmacs[ratio], "dtype": settings["dtype"],
+            "unreadable": len(unreadable.reasons), "images_per_s": count / seconds, "gmacs": gmacs[ratio], "dtype": settings["dtype"],
             "batch_size": args.batch_size, "image_size": size[-1], **environment,
         }
         for ratio, (count, first, five, seconds) in zip(ratios, totals, strict=True)
@@ -168,12 +168,13 @@ def run(args: argparse.Namespace) -> None:
             f"{row['images_per_s']:>9.1f} {row['gmacs']:>7.2f}"
         )
     print(f"written: {path}")
+    unreadable.finish("imagenet_top1.py", args.output / "unreadable.csv", "repair them and give --restart")
 
 
 class Journal:
     """What was counted so far, a line a batch, so that an interrupted run loses one batch at most.
 
-    Raises InputError where the folder holds the journal of other settings.
+    Raises InputError where the folder holds the journal of other settings, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], restart: bool) -> None:
@@ -183,44 +184,58 @@ class Journal:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
         self.path = folder / "journal.jsonl"
         if restart or not self.path.exists():
-            self.path.write_text(json.dumps(settings) + "\n")
+            self._write("w", settings)
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]  # a torn last line is a batch that was under way
         if whole != text:
             self.path.write_bytes(whole)
         first, *lines = whole.splitlines() or [b""]
         try:
-            stored, self.rows = json.loads(first), [json.loads(line) for line in lines]
+            stored, batches = json.loads(first), [json.loads(line) for line in lines]
         except (ValueError, RecursionError):
-            stored, self.rows = None, []
-        damaged = not isinstance(stored, dict) or not all(map(_is_batch, self.rows))
-        if damaged or stored == settings and any(len(row) != len(settings["ratios"]) for row in self.rows):
-            raise InputError(f"{self.path} is damaged: give --restart or another --output")
+            stored, batches = None, []
+        damaged = not isinstance(stored, dict) or not all(map(_is_batch, batches))
+        if damaged or stored == settings and any(len(each["rows"]) != len(settings["ratios"]) for each in batches):
+            raise InputError(f"{self.path} is damaged, or of another version: give --restart or another --output")
         if stored != settings:
             other = next((key for key in settings if stored.get(key) != settings[key]), "settings")
             raise InputError(f"{folder} holds a run with another {other}: give --restart or another --output")
+        self.rows = [each["rows"] for each in batches]
+        self.unreadable: dict[str, str] = {}  # reasons by name
+        for each in batches:
+            self.unreadable |= each["unreadable"]
 
     @property
     def batches(self) -> int:
         """How many are done."""
         return len(self.rows)
 
-    def add(self, rows: list[tuple[int, int, int, float]]) -> None:
+    def add(self, rows: list[tuple[int, int, int, float]], unreadable: dict[str, str]) -> None:
         """Append a batch."""
         self.rows.append(rows)
-        with self.path.open("a") as file:
-            file.write(json.dumps(rows) + "\n")
+        self._write("a", {"rows": rows, "unreadable": unreadable})
+
+    def _write(self, mode: str, line: dict[str, Any]) -> None:
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}): make room, then start again") from None
 
     def totals(self, ratios: int) -> list[tuple[float, ...]]:
         """Sums over the batches, for each ratio."""
         return [tuple(sum(column) for column in zip(*(rows[index] for rows in self.rows))) for index in range(ratios)]
 
 
-def _is_batch(rows: Any) -> bool:
-    """Whether it is what `add` writes: for each ratio images, right at once, right among five, seconds."""
-    return isinstance(rows, list) and all(
+def _is_batch(batch: Any) -> bool:
+    """Whether it is what `add` writes: for each ratio images, right at once, right among five, seconds; and the unreadable."""
+    if not isinstance(batch, dict) or batch.keys() != {"rows", "unreadable"}:
+        return False
+    rows, unreadable = batch["rows"], batch["unreadable"]
+    counted = isinstance(rows, list) and all(
         isinstance(row, list) and len(row) == 4 and all(map(is_number, row)) for row in rows
     )
+    return counted and isinstance(unreadable, dict) and all(isinstance(reason, str) for reason in unreadable.values())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -131,7 +131,8 @@ def make(folder: Path) -> Callable[[Random], None]:
         Journal(folder, {"seed": 0}).records()
 
     def counts(rng: Random) -> None:
-        lines = [{"ratios": [1.0, 0.5]}, [[2, 1, 2, 0.1], [2, 1, 1, 0.1]]]
+        batch = {"rows": [[2, 1, 2, 0.1], [2, 1, 1, 0.1]], "unreadable": {"a.png": "is empty"}}
+        lines = [{"ratios": [1.0, 0.5]}, batch]
         damaged = rng.randrange(2)
         texts = [mutate_text(rng, line) if i == damaged else json.dumps(line).encode() for i, line in enumerate(lines)]
         (folder / "journal.jsonl").write_bytes(b"\n".join(texts) + b"\n")

@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ..errors import InputError
-from .sources import Photo, Skipped, Source
+from .skipped import Skipped
+from .sources import Photo, Source
 
 GROUP = 64  # photographs a file, which is what an interruption costs at most
 OPEN_FILES = 32

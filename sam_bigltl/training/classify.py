@@ -10,12 +10,14 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup, create_dataset, create_transform
+from PIL import Image
+from timm.data import Mixup, create_transform
 from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from ..errors import InputError
 from ..trunk import Trunk
 from .config import LoopConfig
 from .engine import Batch, Loop
+from .labelled import LabelledImages
+from .skipped import Skipped, Unreadable, write_skipped
 from .workers import load
 
 
@@ -92,12 +96,15 @@ class Objective(nn.Module):
 class LabelledBatches(Dataset):
     """Batch i of a run: image (B, 3, H, W) normalised, target (B, classes); every choice is drawn from (seed, i).
 
+    In place of an image that cannot be read comes another one, at random; "unreadable" says why, by name.
+
     Args:
-        dataset: of (Pillow image, label).
         data_config: input size, mean, std and interpolation, as timm's `resolve_data_config` gives them.
     """
 
-    def __init__(self, dataset: Dataset, data_config: dict[str, Any], num_classes: int, config: ClassifyConfig) -> None:
+    def __init__(
+        self, dataset: LabelledImages, data_config: dict[str, Any], num_classes: int, config: ClassifyConfig
+    ) -> None:
         if len(dataset) < config.batch_size:
             raise InputError(f"{len(dataset)} images are fewer than a batch of {config.batch_size}")
         self.dataset, self.num_classes, self.config = dataset, num_classes, config
@@ -113,16 +120,34 @@ class LabelledBatches(Dataset):
     def __len__(self) -> int:
         return self.config.steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        pairs, unreadable = self._read(step)
         with _seeded(self.config.seed, step):
-            pairs = [self.dataset[index] for index in self._indices(step)]
-            images = torch.stack([self.transform(image.convert("RGB")) for image, _ in pairs])
+            images = torch.stack([self.transform(image) for image, _ in pairs])
             labels = torch.tensor([label for _, label in pairs])
             if self.mix is not None:
                 images, target = self.mix(images, labels)
             else:
                 target = mixup_target(labels, self.num_classes, smoothing=self.config.smoothing)
-        return {"image": images, "target": target.float()}
+        return {"image": images, "target": target.float(), "unreadable": unreadable}
+
+    def _read(self, step: int) -> tuple[list[tuple[Image.Image, int]], dict[str, str]]:
+        """The step's images with labels, and what is wrong with others. Raises InputError where these are too many."""
+        pairs, unreadable = [], Unreadable(len(self.dataset))
+        for index in chain(self._indices(step), self._others(step)):
+            item = self.dataset[index]
+            if isinstance(item, Skipped):
+                unreadable.add([item])
+            else:
+                pairs.append(item)
+            if len(pairs) == self.config.batch_size:
+                break
+        return pairs, unreadable.reasons
+
+    def _others(self, step: int) -> Iterator[int]:
+        draw = np.random.default_rng([self.config.seed, step, 4])
+        while True:
+            yield int(draw.integers(len(self.dataset)))
 
     def _indices(self, step: int) -> list[int]:
         """Every image once an epoch, in an order drawn from (seed, epoch); the rest of an epoch starts the next one."""
@@ -152,7 +177,7 @@ def _seeded(seed: int, step: int) -> Iterator[None]:
 
 
 class Classification(Loop):
-    """A run on the labelled images of `batches`; the rest as in `Loop`."""
+    """A run on the labelled images of `batches`, `unreadable` being those that it could not read; the rest as in `Loop`."""
 
     def __init__(
         self,
@@ -171,7 +196,7 @@ class Classification(Loop):
         super().__init__(model, Objective(model, teacher, config), config, output, validate)
         if self.accelerator.num_processes > 1:
             raise InputError("`train` runs as one process")
-        self.batches = batches
+        self.batches, self.unreadable = batches, Unreadable(len(batches.dataset))
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         try:
@@ -188,23 +213,13 @@ class Classification(Loop):
 
     def micro_batches(self) -> Iterator[list[Batch]]:
         for batch in load(Subset(self.batches, range(self.step, self.config.end)), self.config.workers, ahead=4):
+            self.unreadable.update(batch.pop("unreadable"))
             yield [batch]
 
+    def extra_state(self) -> dict[str, Any]:
+        if self.unreadable.reasons:
+            write_skipped(self.output / "skipped.csv", self.unreadable.reasons)
+        return {"unreadable": self.unreadable.reasons}
 
-def open_dataset(name: str, root: Path, split: str) -> Dataset:
-    """A dataset of timm (`name` "" is a folder with one folder a class), of (Pillow image, label). Raises InputError."""
-    if not name and not root.is_dir():
-        raise InputError(f"no folder of images at {root}")
-    try:
-        dataset = create_dataset(name, root=str(root), split=split)
-        found = len(dataset)
-    except TypeError:
-        raise InputError(
-            f"dataset {name} can only be read in order: give one with an index, such as a folder"
-        ) from None
-    except Exception as error:  # of whatever reader the name chooses
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"dataset {name or 'folder'} cannot be read from {root} ({reason})") from None
-    if not found:
-        raise InputError(f"no images in {root}")
-    return dataset
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.unreadable.reasons = dict(state.get("unreadable", {}))

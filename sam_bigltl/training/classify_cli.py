@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from .. import flag_checks
 from ..devices import parse_device
 from ..errors import InputError
-from ..evaluation.imagenet import Transformed, count_correct, inference_transform
+from ..evaluation.imagenet import count_correct, inference_transform
 from ..open_classifier import KeyValues, add_model_arguments, data_config, open_classifier, save_classifier
-from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
+from .classify import Classification, ClassifyConfig, LabelledBatches
 from .curve import plot_log
+from .labelled import LabelledImages, Transformed, collate, open_dataset
+from .skipped import Unreadable
+from .workers import load
 
 EXAMPLES = """examples:
   sam-bigltl train --task classify --data-dir imagenet/train --val-dir imagenet/val --model deit_small_patch16_224 --convert \\
@@ -80,23 +83,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Validation:
-    """Top-1 and top-5 on some images, at each keep ratio, with given weights."""
+    """Top-1 and top-5 on some images, at each keep ratio, with given weights; `unreadable` are those that cannot be read."""
 
-    def __init__(self, model: nn.Module, dataset: torch.utils.data.Dataset, count: int, ratios: list[float]) -> None:
+    def __init__(self, model: nn.Module, dataset: LabelledImages, count: int, ratios: list[float]) -> None:
         chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
         self.images = Subset(Transformed(dataset, inference_transform(model)), chosen)
-        self.model, self.ratios = model, ratios
+        self.model, self.ratios, self.unreadable = model, ratios, Unreadable(len(chosen))
 
     def __call__(self, weights: dict[str, Tensor]) -> list[dict]:
-        """Rows with keep_ratio, top1, top5 (percent) and images."""
+        """Rows with keep_ratio, top1, top5 (percent) and images (that could be read). Raises InputError: too few could."""
         model = self.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         training, device = model.training, next(model.parameters()).device
         model.load_state_dict(weights)
         model.eval()
-        rows = list(count_correct(model, DataLoader(self.images, 64), self.ratios, device))
-        model.load_state_dict(before)
-        model.train(training)
+        rows = []
+        try:
+            for images, labels, skipped in load(self.images, 0, 1, batch_size=64, collate=collate):
+                self.unreadable.add(skipped)
+                rows.append(count_correct(model, images, labels, self.ratios, device))
+        finally:  # an interrupt saves the model as it was
+            model.load_state_dict(before)
+            model.train(training)
         sums = [[sum(column) for column in zip(*each)] for each in zip(*rows)]
         return [
             {"keep_ratio": ratio, "top1": round(100 * one / n, 3), "top5": round(100 * five / n, 3), "images": n}
@@ -105,15 +113,14 @@ class Validation:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, then write weights, curve and validation. Raises InputError."""
+    """Train, then write weights, curve and validation; exit with code 1 if images could not be read. Raises InputError."""
     _check(args)
     device = parse_device(args.device)
     torch.manual_seed(args.seed)
     dataset = open_dataset(args.dataset, args.data_dir, args.split)
-    labels = getattr(dataset.reader, "class_to_idx", None)
-    if not args.num_classes and labels is None:
+    if not args.num_classes and dataset.classes is None:
         raise InputError(f"dataset {args.dataset} does not tell its classes: give --num-classes")
-    classes = args.num_classes or len(labels)
+    classes = args.num_classes or dataset.classes
     start = None if args.resume and not args.backbone else args.checkpoint
     model = open_classifier(args.model, classes, args.model_kwargs, start, args.backbone, args.convert).to(device)
     teacher = None
@@ -132,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
     if args.val_dir:
         routed = not getattr(getattr(model, "image_encoder", model), "is_dense", True)
         validate = Validation(
-            model, open_dataset(args.dataset, args.val_dir, args.val_split), args.val_images,
+            model, open_dataset(args.dataset, args.val_dir, args.val_split, dataset.labels), args.val_images,
             [1.0, 0.5, 0.25] if routed else [1.0],
         )  # fmt: skip
     trainer = Classification(model, batches, config, args.output, teacher, validate)
@@ -142,6 +149,11 @@ def run(args: argparse.Namespace) -> None:
     save_classifier(model, trainer.averaged(), args.output / "model.safetensors")
     plot_log(args.output)
     print(f"wrote {args.output / 'model.safetensors'} after {trainer.step} steps, {trainer.seconds:.0f} s of training")
+    unreadable = trainer.unreadable
+    if validate is not None:
+        unreadable.total += validate.unreadable.total
+        unreadable.reasons |= validate.unreadable.reasons
+    unreadable.finish("sam-bigltl train", args.output / "skipped.csv", "the model is written")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -18,16 +18,17 @@ from pathlib import Path
 import timm
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .. import flag_checks
 from ..convert_vit import convert_vit
 from ..errors import ArgumentParser, InputError, run_cli
-from ..evaluation.imagenet import Transformed, count_correct, inference_transform
+from ..evaluation.imagenet import count_correct, inference_transform
 from ..latency.timing import measure, timed
 from ..open_classifier import data_config
 from .ablations import RandomRouter
-from .classify import Classification, ClassifyConfig, LabelledBatches, open_dataset
+from .classify import Classification, ClassifyConfig, LabelledBatches
+from .labelled import Transformed, collate, open_dataset
+from .workers import load
 
 RATIOS = (1.0, 0.5, 0.25)
 ROWS = ("dense ViT", "distilled", "random tokens", "no distillation")
@@ -36,14 +37,15 @@ ROWS = ("dense ViT", "distilled", "random tokens", "no distillation")
 def accuracies(model: nn.Module, batches: Sequence, ratios: Sequence[float]) -> list[float]:
     """Top-1 in percent at each ratio."""
     model.eval()
-    rows = list(count_correct(model, iter(batches), list(ratios), next(model.parameters()).device))
+    device = next(model.parameters()).device
+    rows = [count_correct(model, images, labels, ratios, device) for images, labels, _ in batches]
     return [100 * sum(row[i][1] for row in rows) / sum(row[i][0] for row in rows) for i in range(len(ratios))]
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]], nn.Module, dict[str, nn.Module]]:
     """Accuracies by row, the dense model, and the distilled student by row: as trained and in every other format."""
     train = open_dataset("", args.data_dir, "train")
-    classes = len(train.reader.class_to_idx)
+    classes = train.classes
     kwargs = dict(
         img_size=args.img_size, patch_size=args.patch_size, embed_dim=args.dim, depth=args.depth, num_heads=args.heads,
         num_classes=classes,
@@ -58,8 +60,10 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
     config = replace(
         base, steps=args.student_steps, lr=args.student_lr, warmup=args.student_steps // 10, keep_ratio_range=(0.2, 1.0)
     )
-    images = Transformed(open_dataset("", args.val_dir, "validation"), inference_transform(dense))
-    batches = list(DataLoader(images, 64, num_workers=args.workers))
+    images = Transformed(open_dataset("", args.val_dir, "validation", train.labels), inference_transform(dense))
+    batches = list(load(images, args.workers, ahead=2, batch_size=64, collate=collate))
+    if unreadable := [each for *_, skipped in batches for each in skipped]:
+        raise InputError(f"{len(unreadable)} of {len(images)} images cannot be read, the first: {unreadable[0].reason}")
 
     def trained(model: nn.Module, name: str, config: ClassifyConfig, teacher: nn.Module | None) -> nn.Module:
         output = args.output / f"{name.replace(' ', '_')}_{seed}"
@@ -69,6 +73,8 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
         if run.state_path.exists():
             run.resume()
         run.run()
+        if run.unreadable.reasons:  # every row is to have seen the same images
+            raise InputError(f"a training image cannot be read: {next(iter(run.unreadable.reasons.values()))}")
         return model.eval()
 
     found, kept = {}, {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .engine import Batch, Loop
 from .frames import FrameConfig, FrameStreams, Part
 from .objectives import EmbeddingObjective, PromptObjective, Weights
 from .photos import preprocess
+from .skipped import write_skipped
 from .sources import START, Cursor, Photo, Source
 from .workers import load
 
@@ -134,14 +134,6 @@ class Distiller(Loop):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.cursors = {stream: tuple(state["cursors"][stream]) for stream in self.mine}
         self.skipped = dict(state["skipped"])
-
-
-def write_skipped(path: Path, skipped: dict[str, str]) -> None:
-    """Names and reasons, one a line."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("name", "reason"))
-        writer.writerows(sorted(skipped.items()))
 
 
 def fingerprint(sam: Sam) -> str:

@@ -81,6 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, help="COCO-format JSON (with --images), folder of photographs, or tar shards of SA-1B"
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the JSON's photographs")
+    parser.add_argument(
+        "--allow-urls", action="store_true",
+        help="--data may be addresses of shards (http:, gs:, ...) or shell commands that write one (pipe:...)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--stages", default="1", help="1, 2 or 1,2 (1)")
     parser.add_argument(
@@ -142,14 +146,14 @@ def run(args: argparse.Namespace) -> None:
     processes = PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=12))
     device = processes.device if args.device is None or processes.num_processes > 1 else parse_device(args.device)
     torch.manual_seed(args.seed)
-    source = open_source(args.data, args.images)
+    source = open_source(args.data, args.images, args.allow_urls)
     if 2 in stages and not source.has_masks:
         raise InputError(
             f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks"
         )
     teacher = load_sam(args.teacher).to(device)
-    names = "\n".join(Path(unit).name for unit in source.units())
-    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names.encode()).hexdigest()[:12]}
+    names = "\n".join(Path(unit).name for unit in source.units()).encode("utf-8", "surrogatepass")
+    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names).hexdigest()[:12]}
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:

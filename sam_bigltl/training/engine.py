@@ -11,7 +11,7 @@ import csv
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from ..errors import InputError
 from ..trunk import Trunk
 from .config import FREE, LoopConfig
 from .denormals import flush_denormals
-from .interrupts import interrupt_flag
+from .interrupts import interrupt_flag, waiting
 from .optimizers import learning_rate, make_optimizers
+from .workers import worker_failures
 
 Batch = dict[str, Tensor]
 
@@ -71,7 +72,10 @@ class Loop(ABC):
 
     @abstractmethod
     def micro_batches(self) -> Iterator[list[Batch]]:
-        """This process's share of every step from `self.step` on, cut into equal parts whose gradients add up."""
+        """This process's share of every step from `self.step` on, cut into equal parts whose gradients add up.
+
+        A generator, which is closed at the end of the run. Until it yields, it leaves what `extra_state` gives as it is.
+        """
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, which share the schedule of `config`."""
@@ -164,7 +168,12 @@ class Loop(ABC):
 
     @flush_denormals()
     def run(self) -> None:
-        """Train to the last step, saving on the way. An interrupt ends it after the step under way, saved."""
+        """Train to the last step, saving on the way. An interrupt ends it after the step under way, saved.
+
+        Raises:
+            InputError: a batch cannot be made, a process that makes them was killed, the loss is not finite, or something
+                cannot be written.
+        """
         config, device = self.config, self.device
         forward = torch.compile(self.forward, dynamic=False) if config.compile else self.forward
         if self.accelerator.num_processes > 1:
@@ -173,9 +182,11 @@ class Loop(ABC):
             self._validate()
         window = self.window
         self._train_mode()
-        batches = self.micro_batches() if self.step < config.end else iter(())
+        batches = self.micro_batches() if self.step < config.end else (nothing for nothing in ())
         with (
-            interrupt_flag() as interrupted,
+            closing(batches),
+            worker_failures(),
+            interrupt_flag(self.accelerator.num_processes == 1) as interrupted,
             tqdm(
                 total=config.end,
                 initial=self.step,
@@ -185,7 +196,7 @@ class Loop(ABC):
             ) as bar,
         ):
             while self.step < config.end:
-                parts = next(batches)
+                parts = self._next(batches)
                 began = time.perf_counter()
                 parts = [{key: value.to(device, non_blocking=True) for key, value in part.items()} for part in parts]
                 window.append(self._train_step(forward, parts))
@@ -198,13 +209,23 @@ class Loop(ABC):
                     row = self._log_row(window, bar)
                     self._append("log.csv", row)
                     window.clear()
-                if self.step % config.save_every == 0 or last or stop:
+                due = self._validation_is_due()
+                if self.step % config.save_every == 0 or last or stop or due:
                     self.save()
                 if stop:
                     raise KeyboardInterrupt
-                if self._validation_is_due():
+                if due:
                     self._validate()
         self.sam.eval()
+
+    def _next(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """The coming step's parts. Where there are none, because of bad input or an interrupt, the steps before are kept."""
+        try:
+            return next(batches)
+        except (InputError, KeyboardInterrupt):
+            if self.step and self.accelerator.num_processes == 1:  # several processes save together
+                self.save()
+            raise
 
     def _anywhere(self, flag: bool) -> bool:
         """Whether any process says so."""
@@ -219,7 +240,9 @@ class Loop(ABC):
     def _validate(self) -> None:
         if self.validate is None or not self.first:
             return
-        for row in self.validate(self.averaged()):
+        with waiting():
+            rows = self.validate(self.averaged())
+        for row in rows:
             row = {"step": self.step, "images": self.step * self.config.batch_size} | row
             self._append("val.csv", row)
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)

@@ -21,7 +21,8 @@ from ..decode import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
 from ..evaluation.prompts import tight_box
 from .cache import EmbeddingCache
-from .sources import GIVE_UP, Cursor, Photo, Skipped, Source
+from .skipped import Skipped
+from .sources import GIVE_UP, Cursor, Photo, Source
 
 MIN_PIXELS = 12  # of an object that is prompted, in the frame
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -14,7 +14,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..images import read_image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def is_hidden(name: str | PurePath) -> bool:
+    """Whether a file, relative to where it was looked for, or a folder on the way is hidden: .thumbnails/1.jpg."""
+    return any(part.startswith(".") and part != ".." for part in PurePath(name).parts)
 
 
 def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Iterator[Tensor]:
@@ -22,7 +27,7 @@ def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Ite
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give one with photographs")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not is_hidden(path.name))
     if not paths or count < 1:
         raise InputError(f"no photographs in {folder}" if not paths else f"at least 1 photograph, not {count}")
     chosen = np.random.default_rng(seed).permutation(len(paths))[:count]

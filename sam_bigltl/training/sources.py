@@ -22,7 +22,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
 from ..images import decode_image, read_image
-from .photos import SUFFIXES, preprocess
+from .photos import SUFFIXES, is_hidden, preprocess
+from .shards import ADDRESS, ENDINGS, Files, expand, read_files, samples, shards_in
+from .skipped import Skipped, printable
 
 Cursor = tuple[int, int]  # what a stream has been through: units (photographs or shards), and photographs of the next
 START: Cursor = (0, 0)
@@ -36,14 +38,6 @@ class Photo:
     key: str
     pixels: np.ndarray = field(repr=False)
     masks: Sequence[dict[str, Any]] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A photograph or shard that cannot be used, and why, in one line."""
-
-    key: str
-    reason: str
 
 
 class Source(ABC):
@@ -78,9 +72,10 @@ class ListedSource(Source):
     """
 
     def __init__(self, entries: Sequence[tuple[str, Path, CocoImage | None]]) -> None:
-        self.entries = {key: (path, image) for key, path, image in entries}
+        self.entries = {printable(key): (path, image) for key, path, image in entries}
         self.keys = list(self.entries)
         self.has_masks = any(image is not None for _, image in self.entries.values())
+        self._unusable: dict[str, Skipped] = {}  # read once, not at every epoch
 
     def stream(
         self, index: int, count: int, seed: int, cursor: Cursor = START
@@ -104,6 +99,14 @@ class ListedSource(Source):
         return len(self.keys)
 
     def _read(self, key: str) -> Photo | Skipped:
+        if key in self._unusable:
+            return self._unusable[key]
+        photo = self._photo(key)
+        if isinstance(photo, Skipped):
+            self._unusable[key] = photo
+        return photo
+
+    def _photo(self, key: str) -> Photo | Skipped:
         path, image = self.entries[key]
         try:
             pixels = read_image(path)
@@ -122,13 +125,14 @@ class ShardSource(Source):
     """SA-1B's layout: tar files with `sa_1.jpg`, `sa_1.json` and so on, read from front to back as streams.
 
     Args:
-        shards: paths, or what else `webdataset` opens.
+        shards: paths of .tar, .tar.gz or .tgz.
+        addresses: whether those that begin like http: or pipe: are none, but what `webdataset` opens.
     """
 
     has_masks = True
 
-    def __init__(self, shards: Sequence[str]) -> None:
-        self.shards = list(shards)
+    def __init__(self, shards: Sequence[str], addresses: bool = False) -> None:
+        self.shards, self.addresses = list(shards), addresses
         names = [Path(shard).name for shard in self.shards]
         unique = len(set(names)) == len(names)  # not those of train/0.tar and val/0.tar
         self.names = dict(zip(self.shards, names if unique else self.shards))
@@ -154,20 +158,21 @@ class ShardSource(Source):
         return self._read(name, 0, 1, 0)
 
     def estimate(self) -> int:
-        """From the first shard's number of photographs and the sizes of the files."""
+        """From the number of photographs in one shard and the sizes of the files."""
         local = [Path(shard) for shard in self.shards if Path(shard).is_file()]
         if not local:
             return 11_000 * len(self.shards)  # SA-1B: 11 M in 1,000
-        count = sum(1 for _ in _samples(str(local[0]), []))
-        return round(count * sum(path.stat().st_size for path in local) / max(1, local[0].stat().st_size))
+        measured = max(local[:9], key=lambda path: path.stat().st_size)  # the first one may be empty
+        count = sum(1 for _ in self._samples(str(measured), []))
+        return round(count * sum(path.stat().st_size for path in local) / max(1, measured.stat().st_size))
 
     def _read(self, shard: str, part: int, parts: int, start: int) -> Iterator[Photo | Skipped]:
         """Every `parts`-th photograph from number `part` on, without the first `start` of these."""
         errors: list[Exception] = []
         total = 0
-        for total, sample in enumerate(_samples(shard, errors), 1):
+        for total, (name, files) in enumerate(self._samples(shard, errors), 1):
             if (total - 1) % parts == part and (total - 1) // parts >= start:
-                yield _photo(sample, self.names[shard])
+                yield _photo(printable(f"{self.names[shard]}/{name}"), files)
         if start > len(range(part, total, parts)):  # the stream has been through the shard's own Skipped, too
             return
         if errors:
@@ -178,34 +183,35 @@ class ShardSource(Source):
         elif not total:
             yield Skipped(self.names[shard], "the shard has no photographs")
 
+    def _samples(self, shard: str, errors: list[Exception]) -> Iterator[tuple[str, Files]]:
+        """Up to the first error, which is added to `errors`."""
 
-def _samples(shard: str, errors: list[Exception]) -> Iterator[dict[str, Any]]:
-    from webdataset.tariterators import tarfile_samples  # takes a second to import
+        def files() -> Iterator[tuple[str, bytes | None]]:
+            try:
+                yield from read_files(shard, self.addresses)
+            except Exception as error:  # noqa: BLE001 - on damaged archives every reader raises what it happens to meet
+                errors.append(error)
 
-    def note(error: Exception) -> bool:
-        errors.append(error)
-        return True
-
-    return tarfile_samples([{"url": shard}], handler=note)
+        return samples(files())
 
 
-def _photo(sample: dict[str, Any], shard: str) -> Photo | Skipped:
-    key = f"{shard}/{sample['__key__']}"
-    content = next((sample[suffix[1:]] for suffix in sorted(SUFFIXES) if suffix[1:] in sample), None)
-    if content is None:
-        return Skipped(key, "has no image beside it")
+def _photo(key: str, files: Files) -> Photo | Skipped:
+    content = next((files[suffix[1:]] for suffix in sorted(SUFFIXES) if suffix[1:] in files), b"")
+    if not content:
+        return Skipped(key, "has an image of more than 512 MB" if content is None else "has no image beside it")
     try:
         pixels = decode_image(content, key)
-        if "json" not in sample:
-            return Photo(key, pixels)
-        return Photo(key, pixels, _masks(sample["json"], key, pixels.shape[:2]))
+        return Photo(key, pixels, _masks(files["json"], key, pixels.shape[:2]) if "json" in files else ())
     except InputError as error:
         return Skipped(key, str(error))
 
 
 def _masks(content: bytes, key: str, size: tuple[int, int]) -> list[dict[str, Any]]:
     try:
-        masks = [annotation["segmentation"] for annotation in json.loads(content)["annotations"]]
+        content = json.loads(content)
+        if isinstance(content, dict) and "annotations" not in content:  # of img2dataset, for instance
+            return []
+        masks = [annotation["segmentation"] for annotation in content["annotations"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{key}.json is not SA-1B's: it needs 'annotations' with a 'segmentation' each") from None
     image = CocoImage(key, key, size)
@@ -216,12 +222,14 @@ def _masks(content: bytes, key: str, size: tuple[int, int]) -> list[dict[str, An
     return masks
 
 
-def open_source(data: str, images: Path | None = None) -> Source:
+def open_source(data: str, images: Path | None = None, addresses: bool = False) -> Source:
     """The photographs that `data` names.
 
     Args:
         data: a COCO-format JSON (with `images`, the folder of its photographs), a folder of photographs or of tar
             shards, or shards such as `sa_{000000..000009}.tar`.
+        addresses: whether `data` may be what `webdataset` opens: http: and others, and commands after pipe:. What lies in
+            a folder is a file, whatever its name.
 
     Raises:
         InputError: there is nothing of the kind.
@@ -234,31 +242,32 @@ def open_source(data: str, images: Path | None = None) -> Source:
         check_image_files(listed, images)
         return ListedSource([(str(image.id), images / image.file_name, image) for image in listed])
     if path.is_dir():
-        shards = sorted(map(str, path.glob("*.tar")))
+        shards = shards_in(path)
         if shards:
             return ShardSource(shards)
-        photos = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+        found = ((str(each.relative_to(path)), each) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+        photos = sorted((each, key) for key, each in found if not is_hidden(key))
         if not photos:
             raise InputError(f"{data} has neither photographs nor tar shards")
-        return ListedSource([(str(each.relative_to(path)), each, None) for each in photos])
-    if ".tar" in path.name:
-        from braceexpand import UnbalancedBracesError, braceexpand
-
-        try:
-            shards = list(braceexpand(data))
-        except UnbalancedBracesError:
-            raise InputError(f"{data} has braces that do not close") from None
-        missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
-        if missing:
-            raise InputError(
-                f"no shard {missing[0]}" + (f", and {len(missing) - 1} more are missing" * (len(missing) > 1))
-            )
-        return ShardSource(shards)
+        return ListedSource([(key, each, None) for each, key in photos])
+    if any(mark in path.name.lower() for mark in (*ENDINGS, "{")) or addresses and ADDRESS.match(data):
+        return ShardSource(expand(data, addresses), addresses)
     raise InputError(f"{data} is neither a COCO-format .json, nor a folder, nor .tar shards")
 
 
 def first_photos(sam: Sam, source: Source, count: int, seed: int) -> Iterator[Tensor]:
-    """The first photographs of the source that can be read, preprocessed: each (1, 3, S, S)."""
-    photos = (photo for _, photo in islice(source.stream(0, 1, seed), count + GIVE_UP) if isinstance(photo, Photo))
-    for photo in islice(photos, count):
-        yield preprocess(sam, photo.pixels)
+    """The first photographs of the source that can be read, preprocessed: each (1, 3, S, S).
+
+    Raises InputError where none can.
+    """
+    found, last = 0, None
+    for _, photo in islice(source.stream(0, 1, seed), count + GIVE_UP):
+        if found == count:
+            return
+        if isinstance(photo, Photo):
+            found += 1
+            yield preprocess(sam, photo.pixels)
+        else:
+            last = photo
+    if not found and last is not None:
+        raise InputError(f"{GIVE_UP} photographs in a row cannot be used, the last: {last.key}: {last.reason}")
