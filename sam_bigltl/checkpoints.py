@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
+from .files import utf8_path
 
 
 def load_torch(path: str | Path) -> Any:
@@ -22,6 +23,7 @@ def read_checkpoint(path: Path, load: Callable[[Path], Any] = load_torch) -> Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are then refused
-            return load(path)
+            with utf8_path(path) as readable:
+                return load(readable)
     except Exception:  # on noise the unpickler raises whatever its first bytes happen to mean
         raise InputError(f"{path} cannot be read as a checkpoint: it is truncated, damaged or no such file") from None

@@ -19,6 +19,7 @@ from torch import Tensor
 from .checkpoints import load_torch, read_checkpoint
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 from .errors import InputError
+from .files import whole_path
 from .registry import DENSE, ENCODERS, build_sam
 
 if TYPE_CHECKING:
@@ -127,11 +128,10 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
     config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every}
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})  # one entry: several come in any order
-        partial.replace(path)
+        with whole_path(path) as partial:
+            # One entry: several come in any order.
+            save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 

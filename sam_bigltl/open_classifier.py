@@ -19,6 +19,7 @@ from .checkpoints import read_checkpoint
 from .convert import load_sam
 from .convert_vit import convert_vit
 from .errors import InputError
+from .files import whole_path
 from .probe import SamClassifier
 
 
@@ -103,10 +104,9 @@ def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) ->
         name: value.detach().cpu().contiguous() for name, value in weights.items()
         if not (isinstance(model, SamClassifier) and name.startswith("image_encoder."))
     }  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file(weights, partial)
-        partial.replace(path)
+        with whole_path(path) as partial:
+            save_file(weights, partial)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

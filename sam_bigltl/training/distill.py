@@ -17,6 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import csv_cell, whole_file
 from .cache import EmbeddingCache
 from .config import LoopConfig
 from .engine import Batch, Loop
@@ -138,10 +139,10 @@ class Distiller(Loop):
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """Names and reasons, one a line."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(("name", "reason"))
-        writer.writerows(sorted(skipped.items()))
+        writer.writerows(map(csv_cell, row) for row in sorted(skipped.items()))
 
 
 def fingerprint(sam: Sam) -> str:

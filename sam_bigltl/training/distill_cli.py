@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
         )
     teacher = load_sam(args.teacher).to(device)
     names = "\n".join(Path(unit).name for unit in source.units())
-    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names.encode()).hexdigest()[:12]}
+    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:12]}
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:
