@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     print("| encoder | M parameters | " + " | ".join(f"{kind} {ratio:g}" for kind, ratio in columns) + " |")
     print("|" + "---|" * (len(columns) + 2))
     for name, count in parameters.items():
-        times = [1000 * median(seconds[name, *column]) for column in columns]
+        times = [1000 * median(seconds[(name, *column)]) for column in columns]
         print(f"| {name} | {count:.1f} | " + " | ".join(f"{value:.0f}" for value in times) + " |")
 
 

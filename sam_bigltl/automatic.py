@@ -7,6 +7,7 @@ compressed before the next ones.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,22 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
     ) -> None:
-        """See `segment_anything.SamAutomaticMaskGenerator`: the arguments and their defaults are its own."""
+        """See `segment_anything.SamAutomaticMaskGenerator`: the arguments and their defaults are its own.
+
+        Raises InputError, which names the argument, where they leave nothing to do.
+        """
         if (points_per_side is None) == (point_grids is None):
             raise InputError("give exactly one of points_per_side and point_grids")
         if output_mode not in ("binary_mask", "uncompressed_rle", "coco_rle"):
             raise InputError(f"output_mode must be binary_mask, uncompressed_rle or coco_rle, not {output_mode!r}")
+        _check_integer("points_per_batch", points_per_batch, 1)
+        _check_integer("crop_n_layers", crop_n_layers, 0)
+        if not 0 <= crop_overlap_ratio <= 1:
+            raise InputError(f"crop_overlap_ratio is in [0, 1], not {crop_overlap_ratio}")
+        if point_grids is None:
+            _check_points_per_side(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
+        else:
+            _check_grids(point_grids, crop_n_layers)
         super().__init__(
             model,
             points_per_side,
@@ -158,10 +170,47 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
     def _process_crop(
         self, image: np.ndarray, crop_box: list[int], crop_layer_idx: int, orig_size: tuple[int, ...]
     ) -> MaskData:
+        x0, y0, x1, y1 = crop_box
+        if x0 >= x1 or y0 >= y1:  # of an image with fewer pixels than crops
+            return MaskData()
         data = super()._process_crop(image, crop_box, crop_layer_idx, orig_size)
         if len(data["rles"]) == 0:  # SAM's tensor has lost its second dimension, which fails when no crop has masks
             data["crop_boxes"] = torch.zeros((0, 4), dtype=torch.int64)
         return data
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = least - 1
+    if found < least:
+        raise InputError(f"{name} is an integer of at least {least}, not {value!r}")
+
+
+def _check_points_per_side(points_per_side: Any, layers: int, factor: Any) -> None:
+    """Raise InputError unless every layer of crops has points: SA's grids have int(points_per_side / factor**layer) a side."""
+    if not isinstance(points_per_side, (int, float, np.number)) or not 1 <= points_per_side < np.inf:
+        raise InputError(f"points_per_side is at least 1, not {points_per_side!r}")
+    if not isinstance(factor, (int, float, np.number)) or not 0 < factor < np.inf:
+        raise InputError(f"crop_n_points_downscale_factor is positive, not {factor!r}")
+    if layers and points_per_side / factor**layers < 1:
+        raise InputError(
+            f"crop_n_points_downscale_factor {factor} leaves no point of points_per_side {points_per_side} in layer "
+            f"{layers} of crop_n_layers: give more points, fewer layers or a smaller factor"
+        )
+
+
+def _check_grids(grids: Any, layers: int) -> None:
+    if len(grids) <= layers:
+        raise InputError(f"point_grids has {len(grids)} grids, but crop_n_layers {layers} needs {layers + 1}")
+    for layer, grid in enumerate(grids[: layers + 1]):
+        try:
+            points = np.asarray(grid, dtype=np.float64)
+        except (TypeError, ValueError):
+            points = np.empty(0)
+        if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
+            raise InputError(f"point_grids[{layer}] must be finite numbers of shape (N, 2), x and y in [0, 1], N at least 1")
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:

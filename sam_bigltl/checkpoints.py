@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import pathlib
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import InputError
+from .files import utf8_path
 
 # What trainings write next to their weights, and what cannot do anything.
 _HARMLESS = [
@@ -48,7 +46,8 @@ def read_checkpoint(path: Path, load: Callable[[Path], Any] = load_torch) -> Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are then refused
-            return load(path)
+            with utf8_path(path) as readable:
+                return load(readable)
     except Exception as error:  # on noise the unpickler raises whatever its first bytes happen to mean
         raise InputError(_why_not(path, error)) from None
 
@@ -166,12 +165,3 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
                 yield way, tensors
             below += [(f"{way}{key}.", value) for key, value in item.items()]
         level = below
-
-
-@contextmanager
-def whole_weights(path: Path) -> Iterator[Path]:
-    """A path to write to in a new folder beside `path`, which takes its place when all of it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as folder:
-        yield Path(folder) / path.name
-        os.replace(Path(folder) / path.name, path)

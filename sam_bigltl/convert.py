@@ -16,9 +16,10 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor
 
-from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint, whole_weights
+from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 from .errors import InputError
+from .files import whole_path
 from .registry import DENSE, ENCODERS, build_sam
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every}
     try:
-        with whole_weights(path) as partial:
+        with whole_path(path) as partial:
             # One entry: several come in any order.
             save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
     except (OSError, SafetensorError) as error:

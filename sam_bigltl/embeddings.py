@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .checkpoints import check_tensors, whole_weights
+from .checkpoints import check_tensors
 from .errors import InputError
+from .files import utf8_path, whole_path
 from .routing import Route
 
 FORMAT = "sam_bigltl embedding 1"
@@ -53,7 +54,7 @@ def save(path: str | PathLike[str], model: torch.nn.Module, features: torch.Tens
     """Write `features` (B, C, g, g) and the sizes of the B images. Raises InputError when `path` cannot be written."""
     metadata = {"format": FORMAT, "encoder": fingerprint(model.image_encoder), "sizes": json.dumps(sizes)}
     try:
-        with whole_weights(Path(path)) as partial:
+        with whole_path(path) as partial:
             save_file({"features": features.detach().cpu().contiguous()}, partial, metadata)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {error}") from None
@@ -64,7 +65,7 @@ def load(path: str | PathLike[str], model: torch.nn.Module) -> tuple[torch.Tenso
     if not Path(path).is_file():
         raise InputError(f"embedding not found: {path}: write it with save_embedding")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with utf8_path(path) as readable, safe_open(readable, framework="pt") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
             features = file.get_tensor("features") if names == ["features"] else None
     except (OSError, SafetensorError) as error:

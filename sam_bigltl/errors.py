@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,23 +24,54 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
+# What a disk or its owner refuses, at any write of any command, and ENAMETOOLONG at any first touch of a path.
+_REFUSALS = {
+    errno.ENAMETOOLONG: "a path is too long",
+    errno.ENOSPC: "the disk is full: make room, then start again",
+    errno.EDQUOT: "the disk quota is used up: make room, then start again",
+    errno.EFBIG: "a file would be larger than is allowed here",
+    errno.EROFS: "the disk can only be read: write somewhere else",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+}
+
+
 def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
     """Call `function(args)`; bad input ends the process with one line on stderr and exit code 2.
 
-    An interrupt (Ctrl-C) ends it with code 130. Anything else is a defect of ours and keeps its traceback.
+    An interrupt (Ctrl-C) ends it with code 130. Anything else is a defect of ours and keeps its traceback. Whatever is
+    printed, what the terminal cannot show comes out as escapes.
     """
     keep_freed_memory()  # the process is the command's own
+    escape_output()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are then read or refused in one line
     try:
         function(args)
     except InputError as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _fail(prog, str(error))
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # which comes of any first touch of a path
+        if error.errno not in _REFUSALS:
             raise
-        print(f"{prog}: error: a path is too long: {str(error.filename)[:60]}...", file=sys.stderr)
-        sys.exit(2)
+        named = "" if error.filename is None else f": {_shortened(str(error.filename))}"
+        _fail(prog, _REFUSALS[error.errno] + named)
+    except UnicodeEncodeError as error:  # mostly a path, of a file's content, in a locale that cannot name it
+        _fail(prog, f"{_shortened(error.object)} cannot be {error.encoding}: rename it, or set PYTHONUTF8=1")
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def escape_output() -> None:
+    """Have stdout and stderr write escapes for what their encoding lacks, such as a file's name on a plain terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where there is none, or a notebook's
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(prog: str, reason: str) -> NoReturn:
+    print(f"{prog}: error: {' '.join(reason.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:60]}..."

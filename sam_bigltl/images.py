@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import InputError
+from .files import whole_path
 
 # Larger pictures are refused before a pixel of them is decoded: a file of a few bytes can declare any size. Below
 # Pillow's own limit (89 million), so that it has nothing to warn of in what is accepted.
@@ -87,11 +88,12 @@ def write_image(path: str | PathLike[str], image: np.ndarray) -> None:
     Missing parent folders are made; the file is whole or not there. Raises InputError when it cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form not in Image.SAVE:
+        raise InputError(f"cannot write {path}: give a name that ends in .png, .jpg or another format of Pillow")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(image)).save(partial)
-        partial.replace(path)
+        with whole_path(path) as partial:
+            Image.fromarray(np.ascontiguousarray(image)).save(partial, form)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {path}: {reason}") from None

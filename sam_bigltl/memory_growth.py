@@ -14,6 +14,7 @@ from tqdm import tqdm
 from . import flag_checks
 from .convert import load_sam
 from .errors import ArgumentParser, InputError, run_cli
+from .latency.plot import plain, save_figure
 from .latency.report import write_csv
 from .latency.timing import resident_memory
 from .predictor import SamPredictor
@@ -55,10 +56,9 @@ def plot(path: Path, rows: Sequence[dict[str, float]], title: str) -> None:
     axes.plot([row["round"] for row in rows], [row["resident_mb"] for row in rows], marker="o")
     top = 1.1 * max(row["resident_mb"] for row in rows)
     axes.set(xlabel="rounds of set_image and predict", ylabel="resident memory, MB", ylim=(0, top))
-    axes.set_title(title, fontsize=9)
+    axes.set_title(plain(title), fontsize=9)
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputError
+from .files import utf8_path
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -68,7 +69,8 @@ def open_part(folder: Path, part: str, threads: int | None, providers: list[str]
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        with utf8_path(folder) as readable:
+            session = onnxruntime.InferenceSession(str(file_of(readable, part)), options, providers=providers)
         found = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     except Exception as error:  # onnxruntime has an exception for each kind of damage
         reason = " ".join(str(error).split())[:160]

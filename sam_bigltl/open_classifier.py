@@ -14,10 +14,11 @@ from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
 from . import classifier  # noqa: F401 - registers this project's models with timm
-from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint, whole_weights
+from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint
 from .convert import load_sam
 from .convert_vit import convert_vit
 from .errors import InputError
+from .files import whole_path
 from .probe import SamClassifier
 
 
@@ -104,7 +105,7 @@ def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) ->
         if not (isinstance(model, SamClassifier) and name.startswith("image_encoder."))
     }  # fmt: skip
     try:
-        with whole_weights(path) as partial:
+        with whole_path(path) as partial:
             save_file(weights, partial)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None

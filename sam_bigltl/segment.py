@@ -21,7 +21,7 @@ from pycocotools import mask as mask_utils
 
 from .devices import parse_device, synchronize
 from .errors import InputError
-from .evaluation.files import whole_file
+from .files import whole_file
 from .images import read_image, write_image
 from .precision import PRECISIONS, check_precision
 from .predictor import SamPredictor
@@ -284,7 +284,6 @@ def write_masks(folder: Path, file_name: str, segments: Sequence[Segment]) -> Pa
     """Write the masks as COCO-style records, whole or not at all. Returns the path."""
     path = masks_path(folder, file_name)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
     except OSError as error:

@@ -20,7 +20,8 @@ from . import flag_checks, segment
 from .devices import parse_device
 from .download import sha256
 from .errors import InputError
-from .evaluation.files import load_json, whole_file
+from .evaluation.files import load_json
+from .files import whole_file
 from .images import read_image
 from .precision import check_precision
 from .predictor import SamPredictor
@@ -129,7 +130,6 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> bool:
             raise InputError(f"{out} holds results of other settings ({', '.join(changed)}): {repair}")
         return True
     try:
-        out.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(json.dumps(settings, indent=2) + "\n")
     except OSError as error:

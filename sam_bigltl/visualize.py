@@ -92,7 +92,7 @@ def routing_picture(image: np.ndarray, route: Route, image_index: int = 0) -> np
 def side_by_side(pictures: Sequence[np.ndarray], captions: Sequence[str], height: int = 360) -> np.ndarray:
     """One strip of pictures, each scaled to `height` pixels and captioned below.
 
-    Captions are ASCII; one too wide for its picture is drawn smaller.
+    Captions are in ASCII, what is not comes out as escapes; one too wide for its picture is drawn smaller.
     """
     gap, bar = 8, 34
     panels = []
@@ -108,6 +108,7 @@ def side_by_side(pictures: Sequence[np.ndarray], captions: Sequence[str], height
 
 
 def _caption(panel: np.ndarray, text: str, bar: int) -> None:
+    text = text.encode("ascii", "backslashreplace").decode()  # OpenCV crashes on half a surrogate pair
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.6
     (width, text_height), _ = cv2.getTextSize(text, font, scale, 1)
     scale *= min(1.0, (panel.shape[1] - 8) / max(width, 1))

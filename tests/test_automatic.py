@@ -31,7 +31,7 @@ def assert_same(ours, theirs):
         assert a.keys() == b.keys()
         for key in a:
             if key in ("predicted_iou", "stability_score"):
-                assert a[key] == pytest.approx(b[key], abs=1e-5), key
+                assert a[key] == pytest.approx(b[key], abs=1e-5, nan_ok=True), key
             else:
                 assert np.array_equal(a[key], b[key]) if isinstance(a[key], np.ndarray) else a[key] == b[key], key
 
@@ -86,6 +86,51 @@ def test_no_masks_is_an_empty_list(sam):
 def test_bfloat16():
     records = generate(SamAutomaticMaskGenerator, tiny_sam().bfloat16(), picture())
     assert records and isinstance(records[0]["predicted_iou"], float)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (200, 1), (2, 3)])
+def test_crops_without_pixels_are_skipped(sam, size):
+    records = generate(SamAutomaticMaskGenerator, sam, picture(*size), crop_n_layers=2, min_mask_region_area=1)
+    assert records and all(record["segmentation"].shape == size for record in records)
+    if min(size) > 1:  # all crops of the first layer have pixels
+        options = dict(crop_n_layers=1)
+        theirs = generate(segment_anything.SamAutomaticMaskGenerator, sam, picture(*size), **options)
+        assert_same(generate(SamAutomaticMaskGenerator, sam, picture(*size), **options), theirs)
+
+
+POINT = np.array([[0.5, 0.5]])
+BAD = {
+    "points_per_batch": [dict(points_per_batch=value) for value in (0, -1, 2.5, None)],
+    "points_per_side": [dict(points_per_side=value) for value in (0, -3, 0.5, float("nan"), "4")],
+    "crop_n_layers": [dict(crop_n_layers=value) for value in (-1, 1.0)],
+    "crop_n_points_downscale_factor": [
+        dict(points_per_side=4, crop_n_layers=2, crop_n_points_downscale_factor=value) for value in (3, 0, -1)
+    ],
+    "crop_overlap_ratio": [dict(crop_overlap_ratio=value) for value in (-0.1, 2.0, float("nan"))],
+    "point_grids": [
+        dict(points_per_side=None, point_grids=grids) | more
+        for grids, more in (
+            ([], {}), ([np.zeros((0, 2))], {}), (POINT, {}), ([POINT * np.nan], {}), ([POINT], dict(crop_n_layers=1)),
+        )
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name,options", [(name, options) for name, each in BAD.items() for options in each], ids=str)
+def test_arguments_that_leave_nothing_to_do_are_named(sam, name, options):
+    with pytest.raises(InputError, match=name) as error:
+        SamAutomaticMaskGenerator(sam, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_that_segment_anything_takes(sam):
+    for options in (
+        dict(points_per_side=2.5), dict(points_per_batch=np.int64(5)),
+        dict(crop_n_layers=1, crop_n_points_downscale_factor=4),
+        dict(points_per_side=1, crop_n_layers=1, crop_n_points_downscale_factor=0.5),
+    ):  # fmt: skip
+        theirs = generate(segment_anything.SamAutomaticMaskGenerator, sam, picture(), **options)
+        assert_same(generate(SamAutomaticMaskGenerator, sam, picture(), **options), theirs)
 
 
 def test_bad_input(sam):

@@ -95,7 +95,7 @@ def check_content(folder: Path, source: Source, kind: str) -> None:
     lines = [json.loads(line) for index in indices for line in index]
     assert Counter(key for line in lines for key in line["keys"]) == Counter(photo.key for photo in wanted)
     assert [key for line in lines for key in line["skipped"]] == [UNREADABLE[kind]] == list(cache.skipped)
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob("partial-*"))
 
 
 def refused(action: Callable[[], object], *words: str) -> None:
@@ -160,12 +160,15 @@ def test_an_interrupted_run_goes_on(kind: str, sources, tmp_path):
 
 def test_many_interruptions(sources, tmp_path):
     calls: list[str] = []
-    (tmp_path / "embeddings_000009.safetensors.part").write_bytes(b"left behind")
+    for name in ("partial-embeddings_000000-a_1", "partial-embeddings_1_000000-b_2"):  # the second is another process's
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_bytes(b"left behind")
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             filled(tmp_path, sources["shards"], counting(calls, until=len(calls) + 2))
     filled(tmp_path, sources["shards"], counting(calls))
     assert len(calls) == TOTAL
+    shutil.rmtree(tmp_path / "partial-embeddings_1_000000-b_2")
     check_content(tmp_path, sources["shards"], "shards")
 
 

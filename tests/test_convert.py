@@ -140,7 +140,7 @@ def test_round_trip(changes: dict, tmp_path):
     assert describe(loaded.image_encoder.config).startswith(f"an encoder of width {config.dim}, depth {config.depth}")
     ratio = 0.5 if config.little_dim else 1.0
     assert torch.equal(embed(sam, ratio), embed(loaded, ratio))
-    assert not list(tmp_path.glob("**/*.partial"))
+    assert not list(tmp_path.glob("**/partial-*"))
 
 
 def test_float16_files_are_half_as_large_and_close(tmp_path):

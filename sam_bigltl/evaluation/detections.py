@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle, is_id, is_number, parse_coco, read_json
-from sam_bigltl.evaluation.files import load_json, whole_file
+from sam_bigltl.evaluation.files import load_json
+from sam_bigltl.files import whole_file
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
 FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent
@@ -78,8 +79,7 @@ def write_results(path: str | Path, rows: Iterable[tuple[Detection, Sequence[int
     """Write masks as a COCO results JSON, one a line, with the detector's score and box unchanged.
 
     Args:
-        path: written as `<path>.part` and renamed when complete, so that a run cut short leaves nothing that looks
-            whole.
+        path: it appears only when it is complete.
         rows: each a detection, its mask's (height, width) and the `counts` of its compressed RLE.
 
     Raises:

@@ -1,13 +1,10 @@
-"""Reading JSON with errors of one line, and writing files that are whole or not there."""
+"""Reading JSON with errors of one line."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sam_bigltl.errors import InputError
 
@@ -30,12 +27,3 @@ def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:
         raise InputError(f"{kind} file {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); {wrong}") from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write, under the name `<path>.part` until all of it is there."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        yield stream
-    os.replace(partial, path)

@@ -25,7 +25,7 @@ def tight_box(mask: np.ndarray) -> np.ndarray:
 
 def instance_rng(seed: int, image_id: int | str, annotation_id: int | str) -> np.random.Generator:
     """Random numbers of one instance: the same in any order of the images and on any number of processes."""
-    return np.random.default_rng([seed, zlib.crc32(f"{image_id}/{annotation_id}".encode())])
+    return np.random.default_rng([seed, zlib.crc32(f"{image_id}/{annotation_id}".encode(errors="surrogatepass"))])
 
 
 def _distance_to_border(region: np.ndarray) -> np.ndarray:

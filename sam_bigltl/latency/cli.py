@@ -238,12 +238,12 @@ def run(args: argparse.Namespace) -> None:
         dtype: gemm_peak(dtype, device) for dtype in dict.fromkeys(case.dtype for case in cases) if dtype in PRECISIONS
     }
     rows = result_rows(cases, times, environment, macs, peaks, memory)
-    path = output_path(args.output, "latency", device, environment)
-    write_csv(path, COLUMNS, rows)
     print(f"{environment['device']} ({device.type}), torch {environment['torch']}, {environment['threads']} CPU"
           f" threads, medians of {args.runs} interleaved runs")  # fmt: skip
     print(format_table(rows))
     print("matrix products: " + ", ".join(f"{dtype} {peak:.0f} GMAC/s" for dtype, peak in peaks.items()))
+    path = output_path(args.output, "latency", device, environment)
+    write_csv(path, COLUMNS, rows)
     print(f"written: {path}")
     if args.plot is not None:
         plot(args.plot, rows)

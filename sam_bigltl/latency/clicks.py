@@ -205,9 +205,9 @@ def run(args: argparse.Namespace) -> None:
             })  # fmt: skip
     for worker in workers:
         worker.close()
+    print(table(rows))
     path = output_path(args.output, "clicks", torch.device("cpu"), environment)
     write_csv(path, COLUMNS, rows)
-    print(table(rows))
     print(f"written: {path}")
 
 

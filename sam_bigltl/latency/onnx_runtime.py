@@ -171,11 +171,11 @@ def run(args: argparse.Namespace) -> None:
             worker.close()
     weights = "random" if args.checkpoint is None else args.checkpoint.name
     rows = result_rows([worker.cases[index] for worker, index in entries], times, environment | {"weights": weights})
-    path = output_path(args.output, "onnx", device, environment)
-    write_csv(path, COLUMNS, rows)
     print(f"{environment['device']}, torch {environment['torch']}, onnxruntime {environment['onnxruntime']},"
           f" {environment['threads']} CPU threads, medians of {args.runs} interleaved runs")  # fmt: skip
     print(table(rows))
+    path = output_path(args.output, "onnx", device, environment)
+    write_csv(path, COLUMNS, rows)
     print(f"written: {path}")
 
 

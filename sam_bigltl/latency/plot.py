@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from ..errors import InputError
+from ..files import encodable, whole_path
 from .report import format_name
 
 
@@ -27,7 +30,7 @@ def plot(path: Path, rows: Sequence[dict]) -> None:
             [1e3 * (row["median_s"] - row["min_s"]) for row in own],
             [1e3 * (row["max_s"] - row["median_s"]) for row in own],
         ]
-        line = axes.errorbar(x, medians, errors, marker="o", capsize=3, linewidth=1.2, label=label)
+        line = axes.errorbar(x, medians, errors, marker="o", capsize=3, linewidth=1.2, label=plain(label))
         if len(own) > 1 and all(row["gmacs"] for row in own):
             start = 0 if by_size else -1
             theory = [medians[start] * row["gmacs"] / own[start]["gmacs"] for row in own]
@@ -46,9 +49,22 @@ def plot(path: Path, rows: Sequence[dict]) -> None:
         axes.set_ylim(0, None)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     pyplot.close(figure)
+
+
+def plain(text: str) -> str:
+    """`text` as matplotlib shows it unchanged: names can hold a $, which starts a formula, and bytes that are not UTF-8."""
+    return encodable(text).replace("$", r"\$")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib in the format of the suffix. Raises InputError."""
+    try:
+        with whole_path(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:].lower(), dpi=120)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _lines(rows: Sequence[dict], by_size: bool) -> dict[str, list[dict]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError
+from ..files import csv_cell, whole_file
 from ..macs import Macs
 from .cases import Case
 
@@ -92,13 +94,20 @@ def output_path(output: Path, kind: str, device: torch.device, environment: dict
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
-    """Write `rows` under the header `columns`; figures with six significant digits, None as an empty field."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    """Write `rows` under the header `columns`; figures with six significant digits, None as an empty field.
+
+    Raises InputError where that is not possible.
+    """
+    try:
+        with whole_file(path) as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({
+                    key: f"{value:.6g}" if isinstance(value, float) else csv_cell(value) for key, value in row.items()
+                })  # fmt: skip
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def format_table(rows: Sequence[dict]) -> str:

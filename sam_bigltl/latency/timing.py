@@ -85,5 +85,6 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
 
 def resident_memory(field: str = "VmRSS") -> int:
     """Bytes of this process in memory, or at its peak ("VmHWM"). Linux only."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    lines = _STATUS.read_text(errors="replace").splitlines()  # of which one is the name of the process
+    line = next(line for line in lines if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import encodable, remove_partial, utf8_path, whole_path
 from .skipped import Skipped
 from .sources import Photo, Source
 
@@ -89,11 +90,12 @@ class EmbeddingCache:
         if name is None:
             return None
         if name not in self._open:
-            self._open[name] = safe_open(self.folder / name, framework="numpy")
+            with utf8_path(self.folder / name) as readable:
+                self._open[name] = safe_open(readable, framework="numpy")
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         self._open.move_to_end(name)
-        return self._open[name].get_tensor(key)
+        return self._open[name].get_tensor(encodable(key))
 
     def verify(self) -> None:
         """Read this process's share of the files and raise InputError unless their SHA-256 is the index's."""
@@ -122,9 +124,7 @@ class EmbeddingCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--cache {self.folder} cannot be made: {error.strerror}") from None
-        for leftover in self.folder.glob("*.part"):
-            if leftover.name.rsplit("_", 1)[0] == f"embeddings{self._suffix}":
-                leftover.unlink()
+        remove_partial(self.folder / self._next_name())
         count, present, bytes_each = source.estimate(), len(self._file_of), int(np.prod(size)) * 2
         needed, free = max(0, count - present) * bytes_each, shutil.disk_usage(self.folder).free
         if self.part[0] == 0:
@@ -156,17 +156,20 @@ class EmbeddingCache:
             if group or done or skipped:
                 self._write(group, done, skipped)
 
+    def _next_name(self) -> str:
+        """Of this process's next file."""
+        prefix = f"embeddings{self._suffix}"
+        return f"{prefix}_{sum(name.rsplit('_', 1)[0] == prefix for name in self.digests):06d}.safetensors"
+
     def _write(self, group: dict[str, np.ndarray], done: list[str], skipped: dict[str, str]) -> None:
         """Write a group, then its line of the index."""
         try:
-            prefix = f"embeddings{self._suffix}"
-            number = sum(name.rsplit("_", 1)[0] == prefix for name in self.digests)
-            name = f"{prefix}_{number:06d}.safetensors" if group else None
+            name = self._next_name() if group else None
             if name:
-                partial = self.folder / f"{name}.part"
-                save_file(group, partial)
-                self.digests[name] = hashlib.sha256(partial.read_bytes()).hexdigest()
-                os.replace(partial, self.folder / name)
+                with whole_path(self.folder / name) as partial:
+                    save_file({encodable(key): value for key, value in group.items()}, partial)
+                    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+                self.digests[name] = digest
             self._lines.append({
                 "file": name, "sha256": self.digests.get(name), "keys": list(group), "done": done, "skipped": skipped
             })  # fmt: skip

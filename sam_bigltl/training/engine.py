@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..checkpoints import check_tensors, read_checkpoint
 from ..errors import InputError
+from ..files import remove_partial, whole_path
 from ..trunk import Trunk
 from .config import FREE, LoopConfig
 from .denormals import flush_denormals
@@ -122,14 +123,13 @@ class Loop(ABC):
             "average": self.average, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(), "window": self.window, "extra": extra,
         }  # fmt: skip
-        partial = self.state_path.with_suffix(".partial")
+        remove_partial(self.state_path)  # as large as the state, at each time that a process was killed
         try:
-            torch.save(state, partial)
+            with whole_path(self.state_path) as partial:
+                torch.save(state, partial)
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-            partial.unlink(missing_ok=True)
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{self.state_path} cannot be written ({reason}): make room, then --resume") from None
-        partial.replace(self.state_path)
 
     def resume(self) -> None:
         """Continue from `state.pt`. Raises InputError where it is missing, damaged or another run's."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import csv_cell, encodable, whole_file
 
 MOST = 0.25  # share of images that cannot be read, of which a figure is still one
 
@@ -22,20 +23,15 @@ class Skipped:
 
     def __post_init__(self) -> None:
         for name in ("key", "reason"):
-            object.__setattr__(self, name, printable(getattr(self, name)))
-
-
-def printable(text: str) -> str:
-    """Text that every file can hold: in the names of files, bytes that are no UTF-8 come as lone surrogates."""
-    return text.encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, encodable(getattr(self, name)))
 
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """Names and reasons, one a line."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(("name", "reason"))
-        writer.writerows(sorted(skipped.items()))
+        writer.writerows(map(csv_cell, row) for row in sorted(skipped.items()))
 
 
 class Unreadable:

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
+from ..files import encodable
 from ..images import decode_image, read_image
 from .photos import SUFFIXES, is_hidden, preprocess
 from .shards import ADDRESS, ENDINGS, Files, expand, read_files, samples, shards_in
-from .skipped import Skipped, printable
+from .skipped import Skipped
 
 Cursor = tuple[int, int]  # what a stream has been through: units (photographs or shards), and photographs of the next
 START: Cursor = (0, 0)
@@ -72,7 +73,7 @@ class ListedSource(Source):
     """
 
     def __init__(self, entries: Sequence[tuple[str, Path, CocoImage | None]]) -> None:
-        self.entries = {printable(key): (path, image) for key, path, image in entries}
+        self.entries = {encodable(key): (path, image) for key, path, image in entries}
         self.keys = list(self.entries)
         self.has_masks = any(image is not None for _, image in self.entries.values())
         self._unusable: dict[str, Skipped] = {}  # read once, not at every epoch
@@ -172,7 +173,7 @@ class ShardSource(Source):
         total = 0
         for total, (name, files) in enumerate(self._samples(shard, errors), 1):
             if (total - 1) % parts == part and (total - 1) // parts >= start:
-                yield _photo(printable(f"{self.names[shard]}/{name}"), files)
+                yield _photo(encodable(f"{self.names[shard]}/{name}"), files)
         if start > len(range(part, total, parts)):  # the stream has been through the shard's own Skipped, too
             return
         if errors:
