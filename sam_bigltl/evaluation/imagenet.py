@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..devices import device_name, parse_device, synchronize
 from ..errors import ArgumentParser, InputError, run_cli
+from ..images import as_rgb
 from ..latency.report import write_csv
 from ..macs import count_macs
 from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
@@ -71,7 +72,7 @@ class Transformed(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.dataset[index]
-        return self.transform(image.convert("RGB")), label
+        return self.transform(as_rgb(image)), label
 
 
 def inference_transform(model: nn.Module) -> Any:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
 from ..errors import InputError
+from ..images import as_rgb
 from ..trunk import Trunk
 from .config import LoopConfig
 from .engine import Batch, Loop
@@ -116,7 +117,7 @@ class LabelledBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         with _seeded(self.config.seed, step):
             pairs = [self.dataset[index] for index in self._indices(step)]
-            images = torch.stack([self.transform(image.convert("RGB")) for image, _ in pairs])
+            images = torch.stack([self.transform(as_rgb(image)) for image, _ in pairs])
             labels = torch.tensor([label for _, label in pairs])
             if self.mix is not None:
                 images, target = self.mix(images, labels)
@@ -197,6 +198,7 @@ def open_dataset(name: str, root: Path, split: str) -> Dataset:
         raise InputError(f"no folder of images at {root}")
     try:
         dataset = create_dataset(name, root=str(root), split=split)
+        dataset.input_img_mode = None  # else timm converts: 16 bits would be clipped
         found = len(dataset)
     except TypeError:
         raise InputError(
