@@ -65,7 +65,13 @@ def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """A picture that Pillow has opened but may not have loaded, with the pixels that `read_image` would give."""
     with _in_one_line(name):
         _check_header(image, name)
-        return Image.fromarray(_pixels(image, name, ignore_exif=False))
+        file = BytesIO()
+        if _loses_bits(image):
+            place = image.fp.tell()
+            image.fp.seek(0)
+            file.write(image.fp.read())
+            image.fp.seek(place)
+        return Image.fromarray(_pixels(image, file, name, ignore_exif=False))
 
 
 def image_size(path: str | PathLike[str], ignore_exif: bool = False) -> tuple[int, int]:
@@ -97,7 +103,7 @@ def _checked(path: str | PathLike[str]) -> Path:
 
 def _decode(file: Path | BytesIO, name: Path | str, ignore_exif: bool) -> np.ndarray:
     with _in_one_line(name), _opened(file, name) as image:
-        return _pixels(image, name, ignore_exif)
+        return _pixels(image, file, name, ignore_exif)
 
 
 @contextmanager
@@ -180,9 +186,9 @@ def _sizes_inside(stream: IO[bytes], offsets: Iterable[int]) -> Iterator[tuple[i
         yield size
 
 
-def _pixels(image: Image.Image, name: Path | str, ignore_exif: bool) -> np.ndarray:
-    """Decode a picture whose header is checked."""
-    deep = _file_of_16_bit_colours(image)
+def _pixels(image: Image.Image, file: Path | BytesIO, name: Path | str, ignore_exif: bool) -> np.ndarray:
+    """Decode a picture whose header is checked; `file` is what it comes from."""
+    loses_bits = _loses_bits(image)
     orientation = _orientation(image)
     image.load()
     if image.format == "TIFF" and orientation != _orientation(image):  # Pillow has turned it itself
@@ -196,12 +202,13 @@ def _pixels(image: Image.Image, name: Path | str, ignore_exif: bool) -> np.ndarr
         _fill_grey(target, image, name)
     elif image.mode == "F":
         raise InputError(f"{name} has floating-point pixels: convert it to an 8-bit or 16-bit image")
-    elif deep is not None and _most(image) < 128:  # of the upper 8 bits
+    elif loses_bits and _most(image) < 128:  # of the upper 8 bits
+        content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
         image.close()  # gives its memory back
-        _fill_deep_colours(target, deep, name)
+        _fill_deep_colours(target, content, name)
     else:
-        for rows in _strips(height, width):
-            target[rows] = _rgb(image.crop((0, rows.start, width, rows.stop)))
+        for rows, strip in _strips(image):
+            target[rows] = _rgb(strip)
     return pixels
 
 
@@ -223,40 +230,40 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
-def _strips(height: int, width: int) -> Iterator[slice]:
+def _row_slices(height: int, width: int) -> list[slice]:
     step = max(1, _STRIP // width)
-    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """The picture in parts, each with the rows that it is."""
+    width, height = image.size
+    for rows in _row_slices(height, width):
+        yield rows, image if rows.stop - rows.start == height else image.crop((0, rows.start, width, rows.stop))
 
 
 def _rgb(strip: Image.Image) -> Image.Image:
     if strip.getbands()[-1] in ("A", "a") or "transparency" in strip.info:
         strip = strip.convert("RGBA")
         strip = Image.alpha_composite(Image.new("RGBA", strip.size, (255, 255, 255, 255)), strip)
-    return strip.convert("RGB")
+    return strip if strip.mode == "RGB" else strip.convert("RGB")
 
 
 def _fill_grey(target: np.ndarray, image: Image.Image, name: Path | str) -> None:
-    width, height = image.size
-    strips = [(rows, (0, rows.start, width, rows.stop)) for rows in _strips(height, width)]
-    ranges = [(int(strip.min()), int(strip.max())) for strip in (np.asarray(image.crop(box)) for _, box in strips)]
+    ranges = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in _strips(image))]
     if min(low for low, _ in ranges) < 0:
         raise InputError(f"{name} has negative pixels: convert it to an 8-bit or 16-bit image")
     bits = _bits(max(high for _, high in ranges))
     depth = 32 if image.mode == "I" and image.format == "TIFF" else 16  # in "I" Pillow also keeps what has 16
     _say_scaled(name, bits, depth)
-    for rows, box in strips:
-        target[rows] = _to_8_bits(np.asarray(image.crop(box)), bits)[..., None]
+    for rows, strip in _strips(image):
+        target[rows] = _to_8_bits(np.asarray(strip), bits)[..., None]
 
 
-def _file_of_16_bit_colours(image: Image.Image) -> bytes | None:
-    """The file's content if Pillow will keep only the upper 8 of its 16 bits."""
-    if image.mode.startswith("I") or not any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        return None
-    place = image.fp.tell()
-    image.fp.seek(0)
-    content = image.fp.read()
-    image.fp.seek(place)
-    return content
+def _loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow will keep only the upper 8 of 16 bits, as it does of colours."""
+    tiles = getattr(image, "tile", ())
+    return not image.mode.startswith("I") and any(";16" in str(arguments) for _, _, _, arguments in tiles)
 
 
 def _most(image: Image.Image) -> int:
@@ -268,7 +275,7 @@ def _most(image: Image.Image) -> int:
 
 
 def _fill_deep_colours(target: np.ndarray, content: bytes, name: Path | str) -> None:
-    """From all 16 bits of colours whose values use fewer."""
+    """From all 16 bits of colours in the file's content whose values use fewer."""
     import cv2  # not above: it is large, and such files are rare
 
     deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -278,7 +285,7 @@ def _fill_deep_colours(target: np.ndarray, content: bytes, name: Path | str) -> 
     colours = deep[:, :, :3]
     bits = _bits(colours.max())
     _say_scaled(name, bits, 16)
-    for rows in _strips(*deep.shape[:2]):
+    for rows in _row_slices(*deep.shape[:2]):
         strip = [_to_8_bits(colours[rows, :, ::-1], bits)]
         if deep.shape[2] == 4:
             strip.append(_to_8_bits(deep[rows, :, 3:], 16))
@@ -292,7 +299,8 @@ def _bits(most: int) -> int:
 def _to_8_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """Integers from 0 to 2 ** bits - 1 as uint8 from 0 to 255, rounded."""
     top = 2**bits - 1
-    return ((values.astype(np.uint64) * 255 + top // 2) // top).astype(np.uint8)
+    whole = values.astype(np.uint32 if bits <= 24 else np.uint64)
+    return ((whole * 255 + top // 2) // top).astype(np.uint8)
 
 
 def _say_scaled(name: Path | str, bits: int, depth: int) -> None:
