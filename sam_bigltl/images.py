@@ -23,16 +23,16 @@ from .errors import InputError
 # Pillow's own limit (89 million), so that it has nothing to warn of in what is accepted.
 MOST_PIXELS = 80_000_000
 
-# Pixels that are converted at a time. Pillow's picture and the array take 7 bytes a pixel together; whole, its conversions
-# took up to 21.
+# Pixels that are converted at a time. Pillow's picture and the array take 7 bytes a pixel together; conversions of the
+# whole took up to 21.
 _STRIP = 2**20
 
 _ORIENTATION = 0x0112  # EXIF's and TIFF's tag
 _INVERSE = {6: 8, 8: 6}  # the other orientations are their own
 _TILE_SIZE = (0x0142, 0x0143)  # TIFF's width and length of a tile, which Pillow allocates even for a smaller picture
 
-# What Pillow does not read as pictures of the size that they declare: a program, which it has Ghostscript run, and files
-# that hold another one of any size.
+# What Pillow does not read as pictures of the size that they declare: a program, which it has Ghostscript run, and
+# files that hold another one of any size.
 _REFUSED = {"EPS": "PostScript", "BLP": "a texture", "IPTC": "an IPTC record"}
 
 # Whether it was said that pixels are scaled, for the worker processes that are forked from this one, too.

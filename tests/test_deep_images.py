@@ -54,7 +54,9 @@ def tiff_of_16_bits(pixels: np.ndarray, orientation: int) -> bytes:
 
 # ---------------------------------------------------------------- grey
 @pytest.mark.parametrize("top", [255, 1023, 4095, 65535])
-@pytest.mark.parametrize(("kind", "name"), [(np.uint16, "a.png"), (np.uint16, "a.tif"), (np.int32, "a.tif"), (">u2", "a.tif")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(np.uint16, "a.png"), (np.uint16, "a.tif"), (np.int32, "a.tif"), (">u2", "a.tif")]
+)
 def test_grey_is_scaled_by_the_bits_it_uses(top, kind, name, tmp_path, capsys):
     grey = np.round(RAMP * top)
     Image.fromarray(grey.astype(kind)).save(tmp_path / name)

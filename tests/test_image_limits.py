@@ -102,8 +102,8 @@ def test_icons_are_read():
 
 def test_a_tiff_with_large_tiles_is_refused():
     """Of 16 x 16 pixels, in one tile that takes 200 MB."""
-    tags = [(256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (277, 1), (322, 14000), (323, 14000), (324, 300), (325, 1)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 277: 1, 322: 14000, 323: 14000, 324: 300, 325: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(300)
     with pytest.raises(InputError, match="80 megapixels"):
         decode_image(content, "a.tif")
