@@ -15,7 +15,9 @@ from PIL import Image
 
 from .errors import InputError
 from .onnx_files import DECODER, ENCODER, check_computed, open_part
-from .prompt_checks import check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts
+from .prompt_checks import (
+    at_once, check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts
+)  # fmt: skip
 
 _PROMPTS = 8  # decoded together: more take memory and no less time each
 
@@ -160,8 +162,9 @@ class OnnxSamPredictor:
             "has_mask_input": np.array([given is not None], np.float32),
         }
         found = []
-        for start in range(0, count, _PROMPTS):
-            some = {name: value[start : start + _PROMPTS] for name, value in inputs.items()}
+        step = at_once(_PROMPTS, coords.shape[1])
+        for start in range(0, count, step):
+            some = {name: value[start : start + step] for name, value in inputs.items()}
             found.append(self._decoder.run(None, fixed | some))
         outputs = slice(1, None) if multimask_output else slice(0, 1)
         low_res, iou = (np.concatenate(values)[:, outputs] for values in zip(*found))

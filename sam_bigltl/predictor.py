@@ -22,7 +22,7 @@ from .decode import draw, read_prompts
 from .errors import InputError
 from .focus import focus_on
 from .prompt_checks import (
-    check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts, check_size, check_tensor
+    at_once, check_box, check_image, check_image_index, check_mask_input, check_points, check_prompts, check_size, check_tensor
 )  # fmt: skip
 from .resize import ResizeLongestSideFloat32
 
@@ -229,7 +229,7 @@ class SamPredictor(segment_anything.SamPredictor):
         check_prompts(point_coords, point_labels, boxes, mask_input, mask_size)
         prompts = (point_coords, point_labels, boxes, mask_input)
         count = max((len(part) for part in prompts if part is not None), default=1)
-        step = self.prompts_at_once(count)
+        step = at_once(self.prompts_at_once(count), 0 if point_coords is None else point_coords.shape[1])
         outputs = []
         for start in range(0, count, step):
             some = (None if part is None else part[start : start + step] for part in prompts)

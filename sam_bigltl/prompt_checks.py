@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # `onnx_predictor` runs where there is no torch
 
     Array = Tensor | np.ndarray
 
+# Points of one prompt. Attention among n of them takes memory as n * n: 20,000 took 14 GB.
+MOST_POINTS = 1024
+
 
 def check_image(image: Any, image_format: str = "RGB") -> None:
     """Raise InputError unless `image` is a uint8 array of shape (H, W, 3) in a known channel order."""
@@ -33,6 +36,7 @@ def check_points(coords: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     coords = _numbers(coords, "point_coords")
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise InputError(f"point_coords must have shape (N, 2), x and y in pixels, not {coords.shape}")
+    _check_count(len(coords))
     if labels is None:
         raise InputError("point_labels must be given with point_coords: 1 for object, 0 for background")
     labels = _numbers(labels, "point_labels")
@@ -81,6 +85,7 @@ def check_prompts(
     if coords is not None:
         if coords.ndim != 3 or coords.shape[2] != 2:
             raise InputError(f"point_coords must have shape (B, N, 2), not {tuple(coords.shape)}")
+        _check_count(coords.shape[1])
         if labels is None:
             raise InputError("point_labels must be given with point_coords: 1 for object, 0 for background")
         if labels.shape != coords.shape[:2]:
@@ -129,6 +134,16 @@ def check_size(size: Any) -> tuple[int, int]:
     if height < 1 or width < 1:
         raise InputError("the original image size must be two positive integers, height and width")
     return height, width
+
+
+def at_once(most: int, points: int) -> int:
+    """How many prompts of so many points each to decode together: `most`, or fewer that have MOST_POINTS in all."""
+    return max(1, min(most, MOST_POINTS // max(1, points)))
+
+
+def _check_count(points: int) -> None:
+    if points > MOST_POINTS:
+        raise InputError(f"a prompt of {points} points is too large: give {MOST_POINTS} at most, which is plenty")
 
 
 def _numbers(values: Any, name: str) -> np.ndarray:

@@ -99,6 +99,8 @@ def test_bad_annotations_end_in_one_line(
         (["--keep-ratio", "half"], "--keep-ratio half is neither"),
         (["--clicks", "1", "0"], "--clicks 0 is not a whole number"),
         (["--clicks", "1.5"], "--clicks 1.5 is not a whole number"),
+        (["--clicks", "20000"], "--clicks 20000 is too many points"),
+        (["--refine", "20000"], "--refine 20000 is too many points"),
         (["--limit", "0"], "--limit 0 is not a whole number"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--output", str(Path(__file__))], "cannot be a folder"),

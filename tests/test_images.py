@@ -113,7 +113,7 @@ def bad_files(folder):
     header = save(noise, folder / "header.png").read_bytes()
     (folder / "header.png").write_bytes(header[:20])
     save(Image.fromarray(np.zeros((4, 4), np.float32)), folder / "float.tif")
-    save(Image.fromarray(np.full((4, 4), 70000, np.int32)), folder / "int.tif")
+    save(Image.fromarray(np.full((4, 4), -7, np.int32)), folder / "int.tif")
     return ["missing.jpg", ".", "text.jpg", "empty.png", "cut.png", "cut.jpg", "cut.bmp", "header.png", "float.tif",
             "int.tif", "nul\0.png", "long" * 200]  # fmt: skip
 

@@ -15,6 +15,7 @@ from sam_bigltl.evaluation.protocols import BOXES, CLICK_POLICIES, MASK_SELECT, 
 from sam_bigltl.evaluation.run import Job, run_job
 from sam_bigltl.evaluation.runner import Plan
 from sam_bigltl.precision import PRECISIONS, check_precision
+from sam_bigltl.prompt_checks import MOST_POINTS
 
 DESCRIPTION = """\
 Measure mIoU (and AP with a detector's boxes) on COCO-format or LVIS annotations, with box or click prompts.
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
         protocol=_protocol(args),
         keep_ratios=tuple(_unique(_keep_ratio(text) for text in args.keep_ratio)),
         prompts=tuple(_unique(args.prompts)),
-        clicks=tuple(sorted(_unique(_whole(text, "--clicks") for text in args.clicks))),
+        clicks=tuple(sorted(_unique(_whole(text, "--clicks", most=MOST_POINTS) for text in args.clicks))),
         seed=_whole(args.seed, "--seed", 0),
         batch_size=_whole(args.batch_size, "--batch-size", 0),
         workers=_whole(args.workers, "--workers", 0),
@@ -149,7 +150,8 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     if args.min_area is not None:
         changes["min_area"] = _number(args.min_area, "--min-area")
     if args.refine is not None:
-        changes["refine"] = tuple(sorted(_unique(_whole(text, "--refine", 0) for text in args.refine)))
+        counts = (_whole(text, "--refine", 0, MOST_POINTS) for text in args.refine)
+        changes["refine"] = tuple(sorted(_unique(counts)))
     return replace(PROTOCOLS[args.protocol], **changes)
 
 
@@ -166,10 +168,12 @@ def _keep_ratio(text: str) -> float | str:
     return ratio
 
 
-def _whole(text: str, flag: str, least: int = 1) -> int:
+def _whole(text: str, flag: str, least: int = 1, most: int | None = None) -> int:
     number = _parsed(int, text, least - 1)
     if number < least:
         raise InputError(f"{flag} {text} is not a whole number of at least {least}; give for example {flag} 5")
+    if most is not None and number > most:
+        raise InputError(f"{flag} {text} is too many points for one prompt; give {most} at most")
     return number
 
 

@@ -14,6 +14,7 @@ from segment_anything.modeling import Sam
 
 from sam_bigltl.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
 from sam_bigltl.evaluation.metrics import mask_iou
+from sam_bigltl.prompt_checks import at_once
 
 
 class Predictor(Protocol):
@@ -112,8 +113,9 @@ class BatchDecoder(PromptLoop):
         for index, prompt in enumerate(prompts):
             tokens = 0 if prompt.coords is None else len(prompt.coords)
             by_shape[tokens, prompt.box is None, prompt.logits is None].append(index)
-        for indices in by_shape.values():
-            for part in np.array_split(indices, -(-len(indices) // self.batch_size)):  # none much smaller than others
+        for (tokens, *_), indices in by_shape.items():
+            parts = -(-len(indices) // at_once(self.batch_size, tokens))
+            for part in np.array_split(indices, parts):  # none much smaller than others
                 predictions = self._batch([prompts[index] for index in part], mask_select)
                 for index, prediction in zip(part, predictions, strict=True):
                     found[index] = prediction

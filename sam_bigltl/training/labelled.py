@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import ImageFolder
 
 from ..errors import InputError
-from ..images import decode_image, read_image
+from ..images import as_rgb, decode_image, read_image
 from .photos import SUFFIXES, is_hidden
 from .skipped import Skipped
 
@@ -56,7 +56,7 @@ class LabelledImages(Dataset):
                 with file:
                     return Image.fromarray(decode_image(file.read(), name)), label
             image, label = self.dataset[index]
-            return image.convert("RGB"), label
+            return as_rgb(image, name), label
         except (InputError, OSError) as error:
             return Skipped(name, str(error))
 
