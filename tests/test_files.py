@@ -25,7 +25,7 @@ from sam_bigltl.latency.report import write_csv
 from sam_bigltl.open_classifier import save_classifier
 from sam_bigltl.segment import write_masks
 from sam_bigltl.segment_folder import keep_settings
-from sam_bigltl.training.distill import write_skipped
+from sam_bigltl.training.skipped import write_skipped
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam
 
