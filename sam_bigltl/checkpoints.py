@@ -76,19 +76,19 @@ def check_tensors(content: Any, path: Path) -> None:
         content: tensors in dictionaries, lists and tuples, in one another; other things are left alone.
         path: of the file, for the message.
     """
-    tensors = dict(_tensors(content))
-    for name, value in tensors.items():
-        kind = str(value.layout).removeprefix("torch.")
+    tensors = list(_tensors(content))
+    for name, value in tensors:
         if value.is_meta:
             raise InputError(f"{path} holds no values of {name}, a meta tensor: save the model after it is loaded")
         if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_complex():
-            odd = kind if value.layout != torch.strided else str(value.dtype).removeprefix("torch.")
-            raise InputError(f"{path} holds {name} as a tensor of another kind ({odd}): save it as a dense float tensor")
+            kind = str(value.dtype if value.layout == torch.strided else value.layout).removeprefix("torch.")
+            raise InputError(f"{path} holds {name} as a tensor of an odd kind ({kind}): save it as a dense float tensor")
     # A tensor can repeat a few bytes of its file as often as it likes: what is read below would not fit the memory.
-    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
-    if sum(value.numel() * value.element_size() for value in tensors.values()) > 4 * sum(stored.values()):
+    storages = [value.untyped_storage() for _, value in tensors]
+    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    if sum(value.numel() * value.element_size() for _, value in tensors) > 4 * sum(stored.values()):
         raise InputError(f"{path} holds tensors that are expanded from fewer values: save copies, tensor.contiguous()")
-    for name, value in tensors.items():
+    for name, value in tensors:
         if value.is_floating_point() and not value.float().isfinite().all():
             raise InputError(
                 f"{path} has NaN or infinite values in {name}: the file is damaged or its training failed, "
@@ -140,10 +140,9 @@ def find_weights(content: Any, anchor: str, path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} holds no tensor of {anchor} {about}: give a file of model.state_dict()")
     chosen = [way for way in found if _AVERAGED.search(way)] if len(found) > 1 else list(found)
     if len(chosen) != 1:
-        several, one = ", ".join(list(found)[:8])[:200], next(iter(found))
+        several = ", ".join(list(found)[:8])[:200]
         raise InputError(
-            f"{path} holds several models ({several}): write the one that you mean into a file of its own, such as "
-            f"torch.save(torch.load(FILE)[{one!r}], NEW)"
+            f"{path} holds several models ({several}): write the one that you mean into a file of its own with torch.save"
         )
     if len(found) > 1:
         others = ", ".join(way for way in found if way != chosen[0])

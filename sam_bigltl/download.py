@@ -214,7 +214,8 @@ def _fetch(url: str, path: Path, size: int) -> bool:
             return True
         free = shutil.disk_usage(path.parent).free
         if free < size - partial.length:
-            raise InputError(f"{path.parent} has {free / 1e9:.2f} GB left of {size / 1e9:.2f} GB: give another --output")
+            rest = f"{free / 1e9:.2f} GB left of {size / 1e9:.2f} GB"
+            raise InputError(f"{path.parent} has {rest}: give another --output")
 
         def check(answer: requests.Response, **_: object) -> None:
             if answer.is_redirect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -50,6 +51,15 @@ def remove_partial(path: Path) -> None:
     for folder in path.parent.iterdir() if path.parent.is_dir() else ():
         if folder.name.startswith(prefix):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(path: str | PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def csv_cell(value: Any) -> Any:

@@ -87,6 +87,6 @@ def open_part(folder: Path, part: str, threads: int | None, providers: list[str]
 
 
 def check_computed(values: np.ndarray, folder: Path, part: str) -> None:
-    """Raise InputError where one file of an export computed something that is not finite: its weights cannot be right."""
+    """Raise InputError where a file of an export computed something not finite: its weights cannot be right."""
     if not np.isfinite(values).all():
         raise InputError(f"{file_of(folder, part)} computes NaN or infinite values: export its checkpoint again")

@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from . import flag_checks, segment
 from .devices import parse_device
-from .download import sha256
 from .errors import InputError
 from .evaluation.files import load_json
-from .files import whole_file
+from .files import sha256, whole_file
 from .images import read_image
 from .precision import check_precision
 from .predictor import SamPredictor

@@ -246,7 +246,8 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_killed_while_it_compiles_leaves_nothing(cache, number):
-    cache.compiler(SH + f'while [ "$1" != -o ]; do shift; done\necho > "$2"\nmktemp > /dev/null\necho > {cache.log}\nsleep 90')
+    made = 'while [ "$1" != -o ]; do shift; done; echo > "$2"; mktemp > /dev/null'
+    cache.compiler(f"{SH}{made}\necho > {cache.log}\nsleep 90")
     process = subprocess.Popen(
         [sys.executable, "-c", "from sam_bigltl.native import build; build.load()"], start_new_session=True
     )

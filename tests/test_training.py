@@ -288,7 +288,7 @@ def test_a_state_that_means_harm_is_not_executed(shapes, tmp_path, zipped):
     run.save()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     torch.save(state | {"extra": Malicious()}, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match="damaged") as caught:
+    with pytest.raises(InputError, match="holds more than tensors .it names posix.mkdir") as caught:
         run.resume()
     assert "\n" not in str(caught.value) and not (tmp_path / "proof").exists()
 

@@ -1,4 +1,4 @@
-"""Every command that takes a checkpoint takes one as Lightning writes it: under "state_dict", each name with a prefix."""
+"""Every command that takes a checkpoint takes one of Lightning's: under "state_dict", each name with a prefix."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def tiny():
 
 
 def test_segment(files, tmp_path):
-    main(["segment", str(files / "p.png"), "--box", "5,4,40,30", "--checkpoint", str(files / "bigltl_tiny.ckpt"), "--out",
-          str(tmp_path)])  # fmt: skip
+    checkpoint = ["--checkpoint", str(files / "bigltl_tiny.ckpt")]
+    main(["segment", str(files / "p.png"), "--box", "5,4,40,30", *checkpoint, "--out", str(tmp_path)])
     assert len(json.loads((tmp_path / "p_masks.json").read_text())) == 1
 
 
@@ -103,7 +103,8 @@ def test_train_from_a_start_and_with_a_teacher(files, tmp_path):
         "--crop", "64",
     ]  # fmt: skip
     main(["train", "--model", "bigltl_tiny", "--init", str(files / "bigltl_tiny.ckpt"), "--teacher",
-          str(files / "vit_tiny.ckpt"), "--distill-weight", "1", "--output", str(tmp_path), *shapes, *COMMON])  # fmt: skip
+          str(files / "vit_tiny.ckpt"), "--distill-weight", "1", "--output", str(tmp_path), *shapes,
+          *COMMON])  # fmt: skip
     assert load_sam(tmp_path / "model.safetensors", "bigltl_tiny")
 
 

@@ -62,8 +62,8 @@ def load() -> ctypes.CDLL:
         raise InputError(f"native kernels cannot be made: {error}") from error
     if kernels is None:
         raise InputError(
-            f"the native kernels in {library.parent} cannot be loaded, perhaps because nothing there may be executed: set "
-            "XDG_CACHE_HOME to another folder, or leave native out"
+            f"the native kernels in {library.parent} cannot be loaded, perhaps because nothing there may be executed: "
+            "set XDG_CACHE_HOME to another folder, or leave native out"
         )
     return kernels
 
