@@ -17,7 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import csv_cell, whole_file
+from ..evaluation.files import csv_cell, whole_file
 from .cache import EmbeddingCache
 from .config import LoopConfig
 from .engine import Batch, Loop
@@ -142,7 +142,7 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(("name", "reason"))
-        writer.writerows(map(csv_cell, row) for row in sorted(skipped.items()))
+        writer.writerows(tuple(map(csv_cell, item)) for item in sorted(skipped.items()))
 
 
 def fingerprint(sam: Sam) -> str:

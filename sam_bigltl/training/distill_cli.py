@@ -148,8 +148,8 @@ def run(args: argparse.Namespace) -> None:
             f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks"
         )
     teacher = load_sam(args.teacher).to(device)
-    names = "\n".join(Path(unit).name for unit in source.units())
-    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:12]}
+    names = "\n".join(Path(unit).name for unit in source.units()).encode("utf-8", "surrogatepass")
+    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names).hexdigest()[:12]}
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:
