@@ -189,7 +189,7 @@ def _check_integer(name: str, value: Any, least: int) -> None:
 
 
 def _check_points_per_side(points_per_side: Any, layers: int, factor: Any) -> None:
-    """Raise InputError unless every layer of crops has points: SA's grids have int(points_per_side / factor**layer) a side."""
+    """Raise InputError unless every layer of crops has points, int(points_per_side / factor**layer) a side."""
     if not isinstance(points_per_side, (int, float, np.number)) or not 1 <= points_per_side < np.inf:
         raise InputError(f"points_per_side is at least 1, not {points_per_side!r}")
     if not isinstance(factor, (int, float, np.number)) or not 0 < factor < np.inf:
@@ -210,7 +210,7 @@ def _check_grids(grids: Any, layers: int) -> None:
         except (TypeError, ValueError):
             points = np.empty(0)
         if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
-            raise InputError(f"point_grids[{layer}] must be finite numbers of shape (N, 2), x and y in [0, 1], N at least 1")
+            raise InputError(f"point_grids[{layer}] must hold points in [0, 1], finite, of shape (N, 2)")
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:

@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, TextIO
-
-_FORMULA = ("=", "+", "-", "@", "\t")  # what a spreadsheet takes for the start of one
 
 
 @contextmanager
 def whole_path(path: str | PathLike[str]) -> Iterator[Path]:
     """A path to write to, whose file takes the place of `path` when the block ends without an error.
 
-    It is in a new folder beside `path` that nobody else can enter. So no link that somebody has put there is followed, and
+    It is in a new folder beside `path` that nobody else can enter: no link that somebody has planted is followed, and
     processes that write the same file do not meet. Missing parent folders are made. Raises OSError.
     """
     path = Path(path)
@@ -33,16 +30,6 @@ def whole_path(path: str | PathLike[str]) -> Iterator[Path]:
         partial = Path(folder) / "part"
         yield partial
         os.replace(partial, path)
-
-
-@contextmanager
-def whole_file(path: str | PathLike[str]) -> Iterator[TextIO]:
-    """A UTF-8 file to write, as `whole_path`; what UTF-8 does not have, such as half a surrogate pair, is escaped."""
-    with (
-        whole_path(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
-    ):
-        yield stream
 
 
 def remove_partial(path: Path) -> None:
@@ -62,14 +49,6 @@ def sha256(path: str | PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def csv_cell(value: Any) -> Any:
-    """`value`; text that a spreadsheet would compute comes behind an apostrophe, and \\r, which `csv` need not quote, escaped."""
-    if not isinstance(value, str):
-        return value
-    value = value.replace("\r", "\\r")
-    return f"'{value}" if value.startswith(_FORMULA) else value
-
-
 def encodable(text: str) -> str:
     """`text` with escapes for what UTF-8 does not have: the bytes of a file name that is not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
@@ -77,7 +56,7 @@ def encodable(text: str) -> str:
 
 @contextmanager
 def utf8_path(path: str | PathLike[str]) -> Iterator[Path]:
-    """`path`, or a link to it while the block runs where it is not UTF-8: safetensors and ONNX Runtime open no such path."""
+    """`path`, or a link to it for the block where it is not UTF-8: safetensors and ONNX Runtime open no such path."""
     if encodable(str(path)) == str(path):
         yield Path(path)
         return

@@ -18,8 +18,7 @@ from segment_anything.modeling import Sam
 from .convert import describe, load_sam, save_sam
 from .devices import parse_device
 from .errors import InputError
-from .evaluation.files import load_json
-from .files import whole_file
+from .evaluation.files import load_json, whole_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 

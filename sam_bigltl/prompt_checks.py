@@ -67,6 +67,20 @@ def check_box(box: Any, size: tuple[int, ...] | None = None) -> np.ndarray:
     return box
 
 
+def clip_to_image(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Coordinates (..., 2) in pixels: those that rounding has put outside an image of size (H, W) move onto its edge.
+
+    Raises InputError where one lies outside by a pixel or more: it is of another image, or of one of another size.
+    """
+    height, width = size
+    clipped = np.clip(coords, 0, (width, height))
+    far = (np.abs(coords - clipped) >= 1).any(axis=-1)
+    if far.any():
+        x, y = coords[far][0]
+        raise InputError(f"{x:g},{y:g} lies outside the image, which is {width} x {height} pixels")
+    return clipped
+
+
 def check_mask_input(mask: Any, size: tuple[int, int]) -> np.ndarray:
     """Return a low-resolution mask as a (1, h, w) array, or raise InputError."""
     mask = _numbers(mask, "mask_input")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from pycocotools import mask as mask_utils
 
 from .devices import parse_device, synchronize
 from .errors import InputError
-from .files import whole_file
+from .evaluation.files import whole_file
 from .images import read_image, write_image
 from .precision import PRECISIONS, check_precision
 from .predictor import SamPredictor
+from .prompt_checks import check_box, clip_to_image
 from .routing import Route
 from .visualize import overlay, routing_picture
 
@@ -43,6 +45,19 @@ class Prompt:
         if self.points:
             arguments |= {"point_coords": np.array(self.points), "point_labels": np.array(self.labels)}
         return arguments
+
+    def clipped(self, size: tuple[int, int]) -> Prompt:
+        """The prompt with what rounding has put outside an image of size (H, W) on its edge.
+
+        Raises InputError where more of it lies outside.
+        """
+        box, points = self.box, self.points
+        if box is not None:
+            check_box(box, size)
+            box = tuple(clip_to_image(np.array(box).reshape(2, 2), size).ravel().tolist())
+        if points:
+            points = tuple(map(tuple, clip_to_image(np.array(points), size).tolist()))
+        return Prompt(box, points, self.labels)
 
     def record(self) -> dict[str, Any]:
         """The prompt as JSON."""
@@ -122,7 +137,10 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_segment(args: argparse.Namespace) -> None:
-    """Segment `args.image`, write the results to `args.out`, and print a table. Raises InputError on bad input."""
+    """Segment `args.image`, write the results to `args.out`, and print a table.
+
+    Exits with code 1 if some of the prompts cannot be used. Raises InputError on bad input, and where there is no other prompt.
+    """
     if Path(args.image).is_dir():
         from .segment_folder import run_folder
 
@@ -136,7 +154,9 @@ def run_segment(args: argparse.Namespace) -> None:
     if args.focus and prompts[0].box is None:
         raise InputError("--focus seeks the big tokens in a box: give one with --box")
     image = read_image(args.image)
-    check_inside(prompts, image.shape[:2])
+    prompts, unusable = usable(prompts, image.shape[:2])
+    if not prompts:
+        raise unusable[0]
     predictor = load_predictor(args.checkpoint, device, args.dtype, args.native)
     set_routing(predictor, keep_ratio, args.focus)
 
@@ -150,6 +170,8 @@ def run_segment(args: argparse.Namespace) -> None:
     where = f"on {device} in {args.dtype}" + " native" * args.native
     print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, {where}")
     print("wrote " + ", ".join(str(path) for path in paths))
+    if unusable:
+        name_and_exit({f"{len(unusable)} of {len(unusable) + len(prompts)} prompts could not be used": unusable})
 
 
 def parse_prompts(boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:
@@ -188,14 +210,32 @@ def parse_keep_ratio(text: str) -> float | tuple[float, ...] | str:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def check_inside(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
-    """Raise InputError when a coordinate lies outside the image of size (H, W)."""
-    height, width = size
-    for prompt in prompts:
-        corners = [] if prompt.box is None else [prompt.box[:2], prompt.box[2:]]
-        for x, y in (*corners, *prompt.points):
-            if not (0 <= x <= width and 0 <= y <= height):
-                raise InputError(f"{x:g},{y:g} lies outside the image, which is {width} x {height} pixels")
+def usable(
+    prompts: Sequence[Prompt | InputError], size: tuple[int, int], where: str = ""
+) -> tuple[list[Prompt], list[InputError]]:
+    """Of the prompts of an image of size (H, W) those that can be used, and what is wrong with the others.
+
+    `where` is the image's name, for messages. A prompt that is known to be wrong is an InputError already.
+    """
+    good, bad = [], []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            if isinstance(prompt, InputError):
+                raise prompt
+            prompt.clipped(size)
+            good.append(prompt)
+        except InputError as error:
+            bad.append(InputError(f"{where}, prompt {number}: {error}") if where else error)
+    return good, bad
+
+
+def name_and_exit(wrong: dict[str, Iterable[InputError]]) -> NoReturn:
+    """Name what could not be done, under a line on each kind of it, and end the process with code 1."""
+    for line, errors in wrong.items():
+        print(f"{line}:", file=sys.stderr)
+        for error in errors:
+            print("  " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(1)
 
 
 def load_predictor(checkpoint: str | None, device: torch.device, precision: str, native: bool = False) -> SamPredictor:
@@ -248,7 +288,8 @@ def segment_image(
 
 def segment_prompt(predictor: SamPredictor, prompt: Prompt, all_masks: bool = False) -> list[Segment]:
     """The mask with the highest predicted IoU of the image that is set, or all three, best first."""
-    milliseconds, (masks, scores, _) = timed(lambda: predictor.predict(**prompt.arguments()), predictor.device)
+    arguments = prompt.clipped(predictor.original_size).arguments()
+    milliseconds, (masks, scores, _) = timed(lambda: predictor.predict(**arguments), predictor.device)
     return ranked(masks, scores, prompt, milliseconds, all_masks)
 
 
@@ -283,11 +324,8 @@ def masks_path(folder: Path, file_name: str) -> Path:
 def write_masks(folder: Path, file_name: str, segments: Sequence[Segment]) -> Path:
     """Write the masks as COCO-style records, whole or not at all. Returns the path."""
     path = masks_path(folder, file_name)
-    try:
-        with whole_file(path) as file:
-            file.write(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    with whole_file(path) as file:
+        file.write(json.dumps([annotation(file_name, segment) for segment in segments], indent=2) + "\n")
     return path
 
 

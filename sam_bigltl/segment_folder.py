@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,27 @@ from tqdm import tqdm
 from . import flag_checks, segment
 from .devices import parse_device
 from .errors import InputError
-from .evaluation.files import load_json
-from .files import sha256, whole_file
+from .evaluation.files import load_json, whole_file
+from .files import sha256
 from .images import read_image
 from .precision import check_precision
 from .predictor import SamPredictor
 from .prompt_checks import check_box, check_points
 from .registry import default_checkpoint
 from .routing import Route
-from .segment import Prompt, Segment, check_inside, masks_path, parse_keep_ratio, ranked, set_routing, timed
+from .segment import Prompt, Segment, masks_path, parse_keep_ratio, ranked, set_routing, timed, usable
 from .training.photos import SUFFIXES
 
 # Of the masks that a call of the decoder brings to the image's size, in float32 for a moment: 400 MB.
 _PIXELS = 2**25
 
-Prompts = dict[str, list[Prompt]]  # by file name, relative to the folder
+Prompts = dict[str, list[Prompt | InputError]]  # by file name, relative to the folder; the errors are of single prompts
 
 
 def run_folder(args: argparse.Namespace) -> None:
-    """Segment the photographs that `args.prompts` names; exit with code 1 if some of them could not be.
+    """Segment the photographs that `args.prompts` names.
 
-    Raises InputError on bad arguments, bad prompts, or results of other settings in `args.out`.
+    Exits with code 1 if some of them, or some prompts, could not be used. Raises InputError on bad arguments, bad prompts, or results of other settings in `args.out`.
     """
     folder, out = Path(args.image), Path(args.out)
     if args.prompts is None:
@@ -47,7 +47,7 @@ def run_folder(args: argparse.Namespace) -> None:
     if args.box or args.point:
         raise InputError("--box and --point are for one photograph: for a folder write them into the --prompts file")
     flag_checks.at_least_one(args, ("workers",))
-    prompts = load_prompts(args.prompts)
+    prompts = load_prompts(args.prompts, folder)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
     check_precision(args.dtype, device)
@@ -58,25 +58,31 @@ def run_folder(args: argparse.Namespace) -> None:
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
     resumed = keep_settings(out, settings | {"checkpoint": sha256(checkpoint)})
 
-    done = {name for name in prompts if resumed and is_done(out, name, prompts[name], args.all_masks)}
+    done: dict[str, list[InputError]] = {}  # with what is wrong with prompts of theirs
+    for name, asked in prompts.items() if resumed else ():
+        if (size := answered_size(out, name, asked, args.all_masks)) is not None:
+            done[name] = usable(asked, size, str(folder / name))[1]
     todo = {name: asked for name, asked in prompts.items() if name not in done}
-    failed = segment_photos(predictor, folder, out, todo, args.workers, args.all_masks, args.pictures, args.focus)
+    failed, lost = segment_photos(predictor, folder, out, todo, args.workers, args.all_masks, args.pictures, args.focus)
+    lost = [error for errors in done.values() for error in errors] + lost
     count = f"of {len(prompts)} photographs"
     print(f"{len(todo) - len(failed)} {count} segmented into {out}, {len(done)} were there already")
     if unasked := sum(p.suffix.lower() in SUFFIXES and p.name not in prompts for p in folder.iterdir()):
         print(f"not in {args.prompts}: {unasked} photographs of {folder}")
-    if failed:
-        print(f"{len(failed)} {count} could not be segmented:", file=sys.stderr)
-        for error in failed.values():
-            print(f"  {error}", file=sys.stderr)
-        sys.exit(1)
+    wrong = {f"{len(failed)} {count} could not be segmented": list(failed.values())} if failed else {}
+    wrong |= {f"{len(lost)} prompts could not be used": lost} if lost else {}
+    if wrong:
+        segment.name_and_exit(wrong)
 
 
-def load_prompts(path: str | Path) -> Prompts:
+def load_prompts(path: str | Path, folder: Path) -> Prompts:
     """Read what to segment: a JSON object of file names, each with a list of prompts as `Prompt.record` writes them.
 
+    Names are relative to `folder`, with / or, as Windows has them, with \\. A prompt that no photograph can be asked, such
+    as a box without an area, becomes the InputError that says so.
+
     Raises:
-        InputError: no such file, or one of another form; the message names the entry.
+        InputError: no such file, one of another form, or one without any prompt to use; the message names the entry.
     """
     form = 'write {"photo.jpg": [{"box": [x0, y0, x1, y1]}, {"point_coords": [[x, y]], "point_labels": [1]}]}'
     content = load_json(path, "prompts", form, form)
@@ -84,20 +90,38 @@ def load_prompts(path: str | Path) -> Prompts:
         raise InputError(f"{path} holds no prompts: {form}")
     prompts: Prompts = {}
     stems: dict[Path, str] = {}
+    first_error = None
     for name, records in content.items():
-        pure = PurePosixPath(name)
-        if not pure.name or pure.is_absolute() or ".." in pure.parts:
+        if "\\" in name and not os.path.exists(folder / name):
+            name = name.replace("\\", "/")
+        pure = PurePath(name)
+        if not pure.name or pure.anchor or ".." in pure.parts:
             raise InputError(f"{path}: {name!r} is no file of the folder: give names relative to it")
+        if name in prompts:
+            raise InputError(f"{path} has {name} twice, with / and with \\: make it one entry")
         if not isinstance(records, list) or not records:
             raise InputError(f"{path}: {name} has no list of prompts: {form}")
         if (other := stems.setdefault(masks_path(Path(pure.parent), name), name)) != name:
             raise InputError(f"{path}: the results of {other} and {name} would have one name: rename one of them")
-        prompts[name] = [_prompt(record, f"{path}: {name}, prompt {i}") for i, record in enumerate(records, start=1)]
+        prompts[name] = []
+        for number, record in enumerate(records, start=1):
+            where = f"{path}: {name}, prompt {number}"
+            try:
+                prompts[name].append(_prompt(record, where))
+            except _Unusable as error:
+                first_error = first_error or InputError(f"{where}: {error}")
+                prompts[name].append(error)
+    if not any(isinstance(prompt, Prompt) for asked in prompts.values() for prompt in asked):
+        raise first_error
     return prompts
 
 
+class _Unusable(InputError):
+    """One prompt's values are wrong, which says nothing against the others."""
+
+
 def _prompt(record: Any, where: str) -> Prompt:
-    """The inverse of `Prompt.record`."""
+    """The inverse of `Prompt.record`. Raises _Unusable for wrong values, InputError for what is no prompt."""
     keys = {"box", "point_coords", "point_labels"}
     if not isinstance(record, dict) or not record or not record.keys() <= keys:
         raise InputError(f"{where} has other entries than box, point_coords and point_labels, or none")
@@ -110,7 +134,7 @@ def _prompt(record: Any, where: str) -> Prompt:
             points = tuple((float(x), float(y)) for x, y in coords)
             labels = tuple(int(kind) for kind in kinds)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise _Unusable(str(error)) from None
     return Prompt(box, points, labels)
 
 
@@ -128,22 +152,24 @@ def keep_settings(out: Path, settings: dict[str, Any]) -> bool:
         if changed:
             raise InputError(f"{out} holds results of other settings ({', '.join(changed)}): {repair}")
         return True
-    try:
-        with whole_file(path) as file:
-            file.write(json.dumps(settings, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    with whole_file(path) as file:
+        file.write(json.dumps(settings, indent=2) + "\n")
     return False
 
 
-def is_done(out: Path, name: str, prompts: Sequence[Prompt], all_masks: bool) -> bool:
-    """Whether the result of a photograph is there, whole, and answers these prompts."""
+def answered_size(
+    out: Path, name: str, asked: Sequence[Prompt | InputError], all_masks: bool
+) -> tuple[int, int] | None:
+    """(H, W) of a photograph whose result is there, whole, and answers what can be used of these prompts; else None."""
     try:
         records = json.loads(masks_path(out / PurePosixPath(name).parent, name).read_text(encoding="utf-8"))
         answered = [record["prompt"] for record in records]
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
-    return answered == [prompt.record() for prompt in prompts for _ in range(3 if all_masks else 1)]
+        height, width = records[0]["size"]
+        prompts, _ = usable(asked, (int(height), int(width)))
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return None
+    same = answered == [prompt.record() for prompt in prompts for _ in range(3 if all_masks else 1)]
+    return (height, width) if same else None
 
 
 def segment_photos(
@@ -155,25 +181,27 @@ def segment_photos(
     all_masks: bool,
     pictures: bool,
     focus: bool = False,
-) -> dict[str, InputError]:
-    """Write the masks of every photograph into `out`; returns what is wrong with those that could not be segmented.
+) -> tuple[dict[str, InputError], list[InputError]]:
+    """Write the masks of every photograph into `out`.
+
+    Returns what is wrong with the photographs that could not be segmented, and with prompts of those that could.
 
     `workers` threads read photographs ahead of the model and write results behind it. The model itself runs in this
     thread alone, with all of torch's threads, so that its results do not depend on `workers`.
     """
     failed: dict[str, InputError] = {}
+    lost: list[InputError] = []
     writing: deque = deque()  # its masks are in memory: not more than the workers have in hand
 
-    def read(name: str) -> np.ndarray | InputError:
+    def read(name: str) -> tuple[np.ndarray, list[Prompt], list[InputError]] | InputError:
         try:
             image = read_image(folder / name)
         except InputError as error:
             return error
-        try:
-            check_inside(prompts[name], image.shape[:2])
-        except InputError as error:
-            return InputError(f"{folder / name}: {error}")
-        return image
+        good, bad = usable(prompts[name], image.shape[:2], str(folder / name))
+        if not good:
+            return InputError(str(bad[0]) + f" (and so on, {len(bad)} prompts)" * (len(bad) > 1))
+        return image, good, bad
 
     def write(name: str, image: np.ndarray, routes: list[Route], segments: list[Segment]) -> None:
         target = out / PurePosixPath(name).parent
@@ -182,19 +210,21 @@ def segment_photos(
         segment.write_masks(target, name, segments)  # the last, because it says that all is there
 
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(prompts), unit="photo", disable=None) as bar:
-        for name, image in _ahead(pool, read, prompts, workers):
-            if isinstance(image, InputError):
-                failed[name] = image
+        for name, found in _ahead(pool, read, prompts, workers):
+            if isinstance(found, InputError):
+                failed[name] = found
             else:
+                image, good, bad = found
+                lost += bad
                 reply = partial(answer, predictor, all_masks=all_masks)
-                segments, routes, _ = segment.segment_image(predictor, image, prompts[name], reply, focus)
+                segments, routes, _ = segment.segment_image(predictor, image, good, reply, focus)
                 if len(writing) == workers:
                     writing.popleft().result()
                 writing.append(pool.submit(write, name, image, routes, segments))
             bar.update()
         for job in writing:
             job.result()
-    return failed
+    return failed, lost
 
 
 def _ahead(
@@ -232,6 +262,7 @@ def answer(predictor: SamPredictor, prompts: Sequence[Prompt], all_masks: bool =
 def _tensors(predictor: SamPredictor, prompts: Sequence[Prompt]) -> tuple[torch.Tensor | None, ...]:
     """Points (B, N, 2), labels (B, N) and boxes (B, 4) of prompts of one kind, as `predict_torch` takes them."""
     size, device = predictor.original_size, predictor.device
+    prompts = [prompt.clipped(size) for prompt in prompts]
     points, labels, boxes = None, None, None
     if prompts[0].points:
         points = predictor.transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)

@@ -16,9 +16,11 @@ from torch import nn
 from sam_bigltl import embeddings
 from sam_bigltl.convert import load_sam, save_sam
 from sam_bigltl.evaluation.detections import write_results
+from sam_bigltl.evaluation.files import csv_cell, whole_file
 from sam_bigltl.evaluation.results import InstanceResult
 from sam_bigltl.evaluation.run import _write_instances
-from sam_bigltl.files import csv_cell, encodable, remove_partial, utf8_path, whole_file, whole_path
+from sam_bigltl.files import encodable, remove_partial, utf8_path, whole_path
+from sam_bigltl.errors import InputError
 from sam_bigltl.hub import save_pretrained
 from sam_bigltl.images import read_image, write_image
 from sam_bigltl.latency.report import write_csv
@@ -81,7 +83,7 @@ def test_what_is_no_file_stays(tmp_path):
     os.mkfifo(pipe)
     folder.mkdir()
     for path in (pipe, folder):
-        with pytest.raises(OSError), whole_file(path):
+        with pytest.raises(InputError, match="cannot write"), whole_file(path):
             pass
     assert pipe.is_fifo() and folder.is_dir() and len(list(tmp_path.iterdir())) == 2
 
@@ -177,7 +179,6 @@ def test_halves_of_surrogate_pairs_become_escapes(tmp_path):
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx"])
 def test_no_cell_is_a_formula(tmp_path, text):
     assert csv_cell(text) == "'" + text and csv_cell("a" + text) == "a" + text
-    assert csv_cell("a\r=1") == r"a\r=1"
     assert csv_cell(-1.5) == -1.5 and csv_cell(None) is None and csv_cell("") == ""
     write_csv(tmp_path / "bench.csv", ("model", "s"), [{"model": text, "s": -1.5}])
     write_skipped(tmp_path / "skipped.csv", {text: "is damaged"})

@@ -16,7 +16,6 @@ from sam_bigltl.errors import InputError
 from sam_bigltl.images import read_image
 from sam_bigltl.predictor import SamPredictor
 from sam_bigltl.registry import sam_model_registry
-from sam_bigltl.segment import check_inside
 
 
 def options(*arguments: object) -> argparse.Namespace:
@@ -29,7 +28,8 @@ def test_photos_and_prompts():
     photos = quickstart.sample_photos()
     assert [photo.name for photo in photos] == ["astronaut", "coffee", "chelsea"]
     for photo in photos:
-        check_inside(list(photo.objects.values()), photo.image.shape[:2])
+        for prompt in photo.objects.values():
+            assert prompt.clipped(photo.image.shape[:2]) == prompt
         kinds = {prompt.box is None for prompt in photo.objects.values()}
         assert kinds == {True, False}  # a box and points
 

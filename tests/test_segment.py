@@ -166,6 +166,26 @@ def test_bad_input_is_one_line(run, photo, tmp_path, capsys, options):
     assert captured.out == "" and not (tmp_path / "o").exists()
 
 
+def test_a_box_that_rounding_has_put_outside_is_clipped(run, photo, mini, tmp_path):
+    run(photo, "--box=-0.5,4,80.01,40", "--point", "20,48.5", "--keep-ratio", "1", "--out", tmp_path)
+    predictor = SamPredictor(mini)
+    predictor.set_image(read_image(photo))
+    masks, scores, _ = predictor.predict(np.array([[20, 48]]), np.array([1]), np.array([0, 4, 80, 40]))
+    record = json.loads((tmp_path / "photo_masks.json").read_text())[0]
+    assert (mask_utils.decode(record["segmentation"]) == masks[scores.argmax()]).all()
+    assert record["predicted_iou"] == float(scores.max()) and record["prompt"]["box"] == [-0.5, 4, 80.01, 40]
+
+
+def test_a_bad_box_costs_one_mask(run, photo, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(photo, "--box", "0,0,81,20", "--box", BOX, "--out", tmp_path)
+    captured = capsys.readouterr()
+    assert end.value.code == 1 and "wrote " in captured.out
+    assert captured.err.splitlines()[0] == "1 of 2 prompts could not be used:" and "81,20 lies outside" in captured.err
+    records = json.loads((tmp_path / "photo_masks.json").read_text())
+    assert [record["prompt"] for record in records] == [{"box": [5, 4, 60, 40]}]
+
+
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     root = str(Path(__file__).resolve().parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}

@@ -136,15 +136,79 @@ def test_other_settings_are_refused(segment, capsys):
 def test_photographs_that_cannot_be_read_are_counted_and_named(segment, photos, capsys):
     (photos / "b.jpg").write_bytes((photos / "b.jpg").read_bytes()[:300])
     (photos / "unasked.jpg").write_bytes(b"")
-    prompts = {"gone.jpg": BOXES, **PROMPTS, "sub/c.png": [{"box": [0, 0, 72, 61]}]}
+    prompts = {"gone.jpg": BOXES, **PROMPTS, "sub/c.png": [{"box": [0, 0, 72, 61]}, {"box": [9, 9, 9, 9]}]}
     with pytest.raises(SystemExit) as end:
         segment(prompts=prompts)
     captured = capsys.readouterr()
     assert end.value.code == 1
     lines = captured.err.splitlines()
     assert lines[0] == "3 of 4 photographs could not be segmented:" and len(lines) == 4
-    assert all(name in captured.err for name in ("gone.jpg", "b.jpg is damaged", "c.png: 72,61 lies outside"))
+    assert all(name in captured.err for name in ("gone.jpg", "b.jpg is damaged", "c.png, prompt 1: 72,61 lies outside"))
     assert "1 of 4 photographs segmented" in captured.out and ": 1 photographs of" in captured.out
+
+
+BAD_PROMPTS = [
+    {"box": [0, 0, 500, 400]}, {"box": [9, 9, 9, 9]}, {"box": [float("nan"), 0, 9, 9]}, {"box": [0, 0, 9]},
+    {"box": [-0.9, 0, -0.1, 9]}, {"point_coords": [[1, 2], [1, 49]], "point_labels": [1, 1]},
+    {"point_coords": [[1, 2]], "point_labels": [2]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("all_masks", [False, True])
+def test_a_bad_prompt_costs_one_mask_not_the_photograph(segment, photos, capsys, all_masks):
+    """It is named, again when the results are there already, and the masks of the others are as without it."""
+    flags = ["--all-masks"] * all_masks
+    good = contents(segment(*flags, out="good"))
+    prompts = {**PROMPTS, "a.png": [BAD_PROMPTS[0], *PROMPTS["a.png"], *BAD_PROMPTS[1:]]}
+    capsys.readouterr()
+    for line in ("3 of 3 photographs segmented", "0 of 3 photographs segmented"):
+        with pytest.raises(SystemExit) as end:
+            segment(*flags, prompts=prompts)
+        captured = capsys.readouterr()
+        assert end.value.code == 1 and line in captured.out
+        first, *lines = captured.err.splitlines()
+        assert first == "7 prompts could not be used:" and len(lines) == 7
+        numbers = [1, *range(len(PROMPTS["a.png"]) + 2, len(PROMPTS["a.png"]) + 8)]
+        assert all(f"{photos / 'a.png'}, prompt {n}: " in line for n, line in zip(numbers, lines))
+    assert contents(photos.parent / "out") == good
+
+
+def test_what_rounding_has_put_outside_is_clipped(segment, photos, checkpoint, capsys):
+    """As the predictor answers for the clipped prompt; the record is of the prompt as it was asked."""
+    asked = [{"box": [-0.5, 4, 80.01, 48.9]}, {"point_coords": [[20, -0.25], [80.5, 40]], "point_labels": [1, 0]}]
+    clipped = [{"box": [0, 4, 80, 48]}, {"point_coords": [[20, 0], [80, 40]], "point_labels": [1, 0]}]
+    out = segment(prompts={"a.png": asked})
+    predictor = SamPredictor(load_sam(checkpoint))
+    predictor.set_image(read_image(photos / "a.png"))
+    for record, prompt, inside in zip(json.loads((out / "a_masks.json").read_text()), asked, clipped, strict=True):
+        masks, scores, _ = predictor.predict(**{key: np.array(value) for key, value in inside.items()})
+        assert record["prompt"] == prompt
+        assert (mask_utils.decode(record["segmentation"]) == masks[scores.argmax()]).mean() > 0.999
+    segment(prompts={"a.png": asked})
+    assert "1 were there already" in capsys.readouterr().out
+
+
+def test_names_with_backslashes_are_those_of_subfolders(segment, photos):
+    prompts = {"a.png": BOXES, "sub\\c.png": BOXES}
+    out = segment(prompts=prompts)
+    assert json.loads((out / "sub" / "c_masks.json").read_text())[0]["file_name"] == "sub/c.png"
+    (photos / "sub" / "c.png").rename(photos / "sub\\c.png")  # as files may be called where / alone separates
+    assert (segment(prompts=prompts, out="other") / "sub\\c_masks.json").is_file()
+
+
+def test_names_of_any_bytes(segment, photos, capsys):
+    """Names that are not UTF-8 are photographs like others; those that no file can have are named and nothing else."""
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "a.png").rename(photos / name)
+    impossible = ["\ud800.png", "nul\0.png", "x" * 300 + ".png"]
+    with pytest.raises(SystemExit) as end:
+        segment("--pictures", prompts={name: BOXES, **dict.fromkeys(impossible, BOXES)})
+    captured = capsys.readouterr()
+    assert end.value.code == 1 and "1 of 4 photographs segmented" in captured.out
+    assert len(captured.err.splitlines()) == 4
+    out = photos.parent / "out"
+    records = json.loads((out / os.fsdecode(b"caf\xe9_masks.json")).read_text())
+    assert records[0]["file_name"] == name and (out / os.fsdecode(b"caf\xe9_mask_2.png")).is_file()
 
 
 BAD = {
@@ -164,6 +228,11 @@ BAD = {
     "outside the folder": {"../a.png": BOXES},
     "absolute": {"/a.png": BOXES},
     "one name": {"a.png": BOXES, "a.jpg": BOXES},
+    "a folder": {".": BOXES},
+    "outside with backslashes": {"sub\\..\\..\\a.png": BOXES},
+    "absolute with backslashes": {"\\a.png": BOXES},
+    "twice": {"sub/a.png": BOXES, "sub\\a.png": BOXES},
+    "one form is no prompt": {"a.png": [*BOXES, {"bbox": [0, 0, 9, 9]}]},
 }
 
 
@@ -172,7 +241,7 @@ def test_bad_prompts_are_one_line(tmp_path, content):
     path = tmp_path / "prompts.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError) as caught:
-        load_prompts(path)
+        load_prompts(path, tmp_path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 

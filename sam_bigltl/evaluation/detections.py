@@ -15,8 +15,7 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle, is_id, is_number, parse_coco, read_json
-from sam_bigltl.evaluation.files import load_json
-from sam_bigltl.files import whole_file
+from sam_bigltl.evaluation.files import load_json, whole_file
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
 FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent

@@ -18,8 +18,8 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import Annotation, CocoImage
+from sam_bigltl.evaluation.files import whole_file
 from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.files import whole_file
 from sam_bigltl.images import read_image
 
 if TYPE_CHECKING:

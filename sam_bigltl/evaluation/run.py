@@ -17,13 +17,13 @@ from sam_bigltl.devices import device_name
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.datasets import CocoImage, Skipped, check_image_files, read_coco
 from sam_bigltl.evaluation.detections import Detection, average_precision, load_detections, write_results
+from sam_bigltl.evaluation.files import csv_cell, whole_file
 from sam_bigltl.evaluation.journal import ImageRecord, Journal, remove_journals
 from sam_bigltl.evaluation.models import predictor_of_callable, predictor_of_checkpoint
 from sam_bigltl.evaluation.report import check_matplotlib, write_report
 from sam_bigltl.evaluation.results import InstanceResult
 from sam_bigltl.evaluation.runner import Plan, check_keep_ratios, evaluate, summary_rows
 from sam_bigltl.evaluation.shards import Shard
-from sam_bigltl.files import csv_cell, whole_file
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..evaluation.compare import COLUMNS, compare, format_comparison
 from ..evaluation.datasets import check_image_files, load_coco
 from ..evaluation.detections import average_precision, load_detections
 from ..evaluation.journal import ImageRecord, Journal
-from ..segment import check_inside, parse_keep_ratio, parse_prompts
+from ..segment import parse_keep_ratio, parse_prompts
 from ..training.cache import EmbeddingCache
 from ..training.crops import crop_objects
 from ..training.data import MaskBatches, SampleConfig
@@ -158,7 +158,8 @@ def make(folder: Path) -> Callable[[Random], None]:
         if which == 0:
             parse_keep_ratio(text)
         else:
-            check_inside(parse_prompts([text], []) if which == 1 else parse_prompts([], [text, "1,1"]), SIZE)
+            for prompt in parse_prompts([text], []) if which == 1 else parse_prompts([], [text, "1,1"]):
+                prompt.clipped(SIZE)
 
     readers = (
         read_annotations, read_annotations, train_on, crop, detect, score, difference, shard, journal, counts, index, prompts

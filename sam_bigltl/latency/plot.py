@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..evaluation.files import cannot_write
 from ..files import encodable, whole_path
 from .report import format_name
 
@@ -54,7 +54,7 @@ def plot(path: Path, rows: Sequence[dict]) -> None:
 
 
 def plain(text: str) -> str:
-    """`text` as matplotlib shows it unchanged: names can hold a $, which starts a formula, and bytes that are not UTF-8."""
+    """`text` for matplotlib: names can hold a $, which starts a formula, and bytes that are not UTF-8."""
     return encodable(text).replace("$", r"\$")
 
 
@@ -64,7 +64,7 @@ def save_figure(figure: Any, path: Path) -> None:
         with whole_path(path) as partial:
             figure.savefig(partial, format=path.suffix[1:].lower(), dpi=120)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None
 
 
 def _lines(rows: Sequence[dict], by_size: bool) -> dict[str, list[dict]]:

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
-from ..files import csv_cell, whole_file
+from ..evaluation.files import csv_cell, whole_file
 from ..macs import Macs
 from .cases import Case
 
@@ -98,16 +97,13 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
 
     Raises InputError where that is not possible.
     """
-    try:
-        with whole_file(path) as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({
-                    key: f"{value:.6g}" if isinstance(value, float) else csv_cell(value) for key, value in row.items()
-                })  # fmt: skip
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    with whole_file(path) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({
+                key: f"{value:.6g}" if isinstance(value, float) else csv_cell(value) for key, value in row.items()
+            })  # fmt: skip
 
 
 def format_table(rows: Sequence[dict]) -> str:

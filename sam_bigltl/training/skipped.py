@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import csv_cell, encodable, whole_file
+from ..evaluation.files import csv_cell, whole_file
+from ..files import encodable
 
 MOST = 0.25  # share of images that cannot be read, of which a figure is still one
 
