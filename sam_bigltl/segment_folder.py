@@ -20,6 +20,7 @@ from . import flag_checks, segment
 from .devices import parse_device
 from .download import sha256
 from .errors import InputError
+from .evaluation.fields import located
 from .evaluation.files import load_json, whole_file
 from .images import read_image
 from .precision import check_precision
@@ -47,7 +48,7 @@ def run_folder(args: argparse.Namespace) -> None:
     if args.box or args.point:
         raise InputError("--box and --point are for one photograph: for a folder write them into the --prompts file")
     flag_checks.at_least_one(args, ("workers",))
-    prompts = load_prompts(args.prompts)
+    prompts = load_prompts(args.prompts, folder)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
     check_precision(args.dtype, device)
@@ -72,8 +73,10 @@ def run_folder(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def load_prompts(path: str | Path) -> Prompts:
+def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
     """Read what to segment: a JSON object of file names, each with a list of prompts as `Prompt.record` writes them.
+
+    Backslashes in a name stand for "/" where `folder` has no file of the very name.
 
     Raises:
         InputError: no such file, or one of another form; the message names the entry.
@@ -84,12 +87,15 @@ def load_prompts(path: str | Path) -> Prompts:
         raise InputError(f"{path} holds no prompts: {form}")
     prompts: Prompts = {}
     stems: dict[Path, str] = {}
-    for name, records in content.items():
+    for written, records in content.items():
+        name = located(written, Path(folder))
         pure = PurePosixPath(name)
-        if not pure.name or pure.is_absolute() or ".." in pure.parts:
-            raise InputError(f"{path}: {name!r} is no file of the folder: give names relative to it")
+        if not pure.name or pure.is_absolute() or Path(name).drive or ".." in pure.parts:
+            raise InputError(f"{path}: {written!r} is no file of the folder: give names relative to it")
         if not isinstance(records, list) or not records:
             raise InputError(f"{path}: {name} has no list of prompts: {form}")
+        if name in prompts:
+            raise InputError(f"{path}: {name} appears twice, once with backslashes: give it one list of prompts")
         if (other := stems.setdefault(masks_path(Path(pure.parent), name), name)) != name:
             raise InputError(f"{path}: the results of {other} and {name} would have one name: rename one of them")
         prompts[name] = [_prompt(record, f"{path}: {name}, prompt {i}") for i, record in enumerate(records, start=1)]

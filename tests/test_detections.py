@@ -302,7 +302,7 @@ def test_written_results(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == [] and (tmp_path / "results.json.part").exists()
     with pytest.raises(InputError) as error:
         write_results(tmp_path / "no" / "results.json", [])
-    assert "cannot be written" in one_line(error)
+    assert "cannot write" in one_line(error)
 
 
 ROW = {**GOOD, "category_id": 1, "segmentation": compressed(rectangle(1, 1, 9, 9))}

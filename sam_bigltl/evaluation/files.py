@@ -1,9 +1,11 @@
-"""Reading JSON with errors of one line, and writing files that are whole or not there."""
+"""Reading JSON and writing files that are whole or not there, with errors of one line; cells of CSV files."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +13,12 @@ from typing import Any, TextIO
 
 from sam_bigltl.errors import InputError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would compute, escaped already or not
+
 
 def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file, in UTF-8 or UTF-16, with a byte order mark or without.
 
     Args:
         kind: what the file is, such as "annotations".
@@ -23,7 +28,7 @@ def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:
         InputError: the file is missing, cannot be read or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{kind} file {path} does not exist; {missing}") from None
     except OSError as error:
@@ -34,8 +39,30 @@ def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write, under the name `<path>.part` until all of it is there."""
+    """A text file to write, under the name `<path>.part` until all of it is there.
+
+    Raises InputError when it cannot be written.
+    """
     partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        yield stream
-    os.replace(partial, path)
+    try:
+        # A name of a file that is not UTF-8 may be in the text: escaped, it does no harm.
+        with partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+            yield stream
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: str | Path, error: OSError, advice: str = "make room, then start again") -> InputError:
+    """The error as one line, with `advice` where the disk is full or a quota is used up."""
+    return InputError(f"cannot write {path}: {error.strerror or error}" + f": {advice}" * (error.errno in _FULL))
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell to write: text that a spreadsheet would run as a formula gets an apostrophe, numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def csv_text(cell: str) -> str:
+    """The text that `csv_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.files import csv_cell
 from ..macs import Macs
 from .cases import Case
 
@@ -98,7 +99,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+            writer.writerow({
+                key: f"{value:.6g}" if isinstance(value, float) else csv_cell(value) for key, value in row.items()
+            })  # fmt: skip
 
 
 def format_table(rows: Sequence[dict]) -> str:

@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
-from ..evaluation.datasets import Annotation, check_image_files, load_coco
+from ..evaluation.datasets import Annotation, check_image_files, read_coco, read_photo
 from ..evaluation.prompts import tight_box
-from ..images import read_image
 from .losses import MASK_STRIDE
 
 PIXEL_MEAN = (124, 116, 104)  # SAM's mean colour: padding with it is padding with 0 after normalisation
@@ -64,14 +63,13 @@ class MaskBatches(Dataset):
     """
 
     def __init__(
-        self, annotations: str | Path, images: str | Path, config: SampleConfig, batch_size: int, seed: int, steps: int
-    ) -> None:
-        self.images = load_coco(annotations)
-        for image in self.images:  # a crowd is not an object that a prompt could mean
-            image.annotations = [_boxed(annotation) for annotation in image.annotations if not annotation.iscrowd]
-        self.images = [image for image in self.images if image.annotations]
-        if not self.images:
-            raise InputError(f"{annotations} has crowds only: there is nothing to train on")
+        self, annotations: str | Path, images: str | Path, config: SampleConfig, batch_size: int, seed: int, steps: int,
+        ignore_exif: bool = False,
+    ) -> None:  # fmt: skip
+        # A crowd is not an object that a prompt could mean.
+        self.images, self.usage = read_coco(annotations, crowds=False, folder=images, ignore_exif=ignore_exif)
+        for image in self.images:
+            image.annotations = [_boxed(annotation) for annotation in image.annotations]
         check_image_files(self.images, images)
         self.folder = Path(images)
         self.config = config
@@ -101,11 +99,8 @@ class MaskBatches(Dataset):
 
     def _sample(self, index: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         config, annotations = self.config, self.images[index].annotations
-        photo = read_image(self.folder / self.images[index].file_name)
+        photo = read_photo(self.folder / self.images[index].file_name, self.images[index])
         height, width = photo.shape[:2]
-        if (height, width) != self.images[index].size:
-            name, (rows, columns) = self.images[index].file_name, self.images[index].size
-            raise InputError(f"{name} is {width} x {height} pixels, but its entry in the JSON says {columns} x {rows}")
         scale = config.frame / max(height, width)
         if rng.random() >= config.as_is:
             scale *= np.exp(rng.uniform(*np.log(config.scale)))

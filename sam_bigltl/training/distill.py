@@ -17,6 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
+from ..evaluation.files import csv_cell
 from .cache import EmbeddingCache
 from .config import LoopConfig
 from .engine import Batch, Loop
@@ -141,7 +142,7 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("name", "reason"))
-        writer.writerows(sorted(skipped.items()))
+        writer.writerows(tuple(map(csv_cell, item)) for item in sorted(skipped.items()))
 
 
 def fingerprint(sam: Sam) -> str:

@@ -108,7 +108,9 @@ class Trainer(Loop):
             yield [batch]
 
 
-def make_batches(annotations: Path, images: Path, sam: Sam, config: TrainConfig) -> MaskBatches:
+def make_batches(
+    annotations: Path, images: Path, sam: Sam, config: TrainConfig, ignore_exif: bool = False
+) -> MaskBatches:
     """The batches that `config` asks for, in the frame of `sam`."""
     encoder = sam.image_encoder
     if config.crop % encoder.patch_size or not 0 < config.crop <= encoder.img_size:
@@ -125,4 +127,4 @@ def make_batches(annotations: Path, images: Path, sam: Sam, config: TrainConfig)
         config.box_share,
         config.box_jitter,
     )
-    return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps)
+    return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps, ignore_exif)
