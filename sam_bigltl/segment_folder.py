@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,6 +18,8 @@ from tqdm import tqdm
 from . import flag_checks, segment
 from .devices import parse_device
 from .errors import InputError
+from .evaluation.fields import located
+from .evaluation.fields import located
 from .evaluation.files import load_json, whole_file
 from .files import sha256
 from .images import read_image
@@ -92,8 +93,7 @@ def load_prompts(path: str | Path, folder: Path) -> Prompts:
     stems: dict[Path, str] = {}
     first_error = None
     for name, records in content.items():
-        if "\\" in name and not os.path.exists(folder / name):
-            name = name.replace("\\", "/")
+        name = located(name, folder)
         pure = PurePath(name)
         if not pure.name or pure.anchor or ".." in pure.parts:
             raise InputError(f"{path}: {name!r} is no file of the folder: give names relative to it")
@@ -101,6 +101,8 @@ def load_prompts(path: str | Path, folder: Path) -> Prompts:
             raise InputError(f"{path} has {name} twice, with / and with \\: make it one entry")
         if not isinstance(records, list) or not records:
             raise InputError(f"{path}: {name} has no list of prompts: {form}")
+        if name in prompts:
+            raise InputError(f"{path}: {name} appears twice, once with backslashes: give it one list of prompts")
         if (other := stems.setdefault(masks_path(Path(pure.parent), name), name)) != name:
             raise InputError(f"{path}: the results of {other} and {name} would have one name: rename one of them")
         prompts[name] = []

@@ -92,7 +92,7 @@ def process(*command: object, count: int = 1, timeout: int = 240) -> subprocess.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count] if count > 1 else []
     return subprocess.run(
         [sys.executable, *map(str, launch), *map(str, command)], capture_output=True, text=True, timeout=timeout,
-        env=ENVIRONMENT | {"PYTHONPATH": str(TESTS)},
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
     )  # fmt: skip
 
 

@@ -187,7 +187,7 @@ def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsy
         iou, _ = expected[ratio, row["prompt"], int(row["clicks"]), int(row["annotation_id"])]
         assert float(row["iou"]) == pytest.approx(iou, abs=1e-9)
     *table, pace, skipped = capsys.readouterr().out.splitlines()
-    assert skipped == "skipped: 1 with area < 1"
+    assert skipped == "annotations: 5 used, 1 left out (1 with area < 1)"
     assert pace.startswith("30 masks of 2 images in ") and pace.endswith(" a second")
     assert (report["this_run"]["masks"], report["this_run"]["images"]) == (30, 2)
     assert table[0].split() == keys.split() and len(table) == 7 and len(set(map(len, table))) == 1

@@ -39,11 +39,12 @@ BAD_JSON = {
     "no annotations": ({**toy(), "annotations": []}, "no annotations"),
     "tiny areas": ({**toy(), "annotations": [{"id": 1, "image_id": 4, "area": 0.2}]}, "no annotation with an area"),
     "image twice": ({**toy(), "images": toy()["images"] * 2}, "image id 30 appears twice"),
-    "image without size": (changed("images", height=None), "image 4 has no positive integer 'height'"),
+    "image of an odd size": (changed("images", height=24.5), "image 4 has no positive integer 'height'"),
+    "image of no size": (changed("images", height=0), "image 4 has no positive integer 'height'"),
     "image without name": (changed("images", file_name=None), "image 4 has no 'file_name'"),
     "image without id": (changed("images", id=None), "no integer or string 'id'"),
     "annotation without id": (annotation_without("id"), "no integer or string 'id'"),
-    "annotation without area": (annotation_without("area"), "annotation 3 has no number 'area'"),
+    "area of words": (changed("annotations", area="12"), "annotation 3 has an 'area' that is no number"),
     "no segmentation": (annotation_without("segmentation"), "annotation 3 has no segmentation"),
     "empty segmentation": (changed("annotations", segmentation=[]), "annotation 3 has no segmentation"),
     "one point": (changed("annotations", segmentation=[[1, 2]]), "annotation 3 has no segmentation"),
@@ -135,7 +136,7 @@ def test_bad_images_end_in_one_line(
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(data.images / "30.png")
     with pytest.raises(SystemExit):
         main(arguments(data, "--restart"))
-    assert f"30.png is {HEIGHT + 1} x {WIDTH}" in capsys.readouterr().err
+    assert f"30.png is {WIDTH} x {HEIGHT + 1} pixels" in capsys.readouterr().err
 
     (data.images / "30.png").unlink()
     with pytest.raises(SystemExit):

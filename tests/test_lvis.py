@@ -13,7 +13,7 @@ from evaluation_toy import HEIGHT, WIDTH, compressed, rectangle
 
 from sam_bigltl import InputError
 from sam_bigltl.evaluation import check_image_files, load_coco
-from sam_bigltl.evaluation.datasets import Skipped, read_coco
+from sam_bigltl.evaluation.datasets import Usage, read_coco
 from sam_bigltl.evaluation.detections import average_precision
 
 URL = "http://images.cocodataset.org/"
@@ -133,21 +133,22 @@ def test_skipped_annotations_are_counted(tmp_path: Path) -> None:
     path = save(tmp_path / "a.json", content)
 
     def ids(*arguments: Any, **named: Any) -> dict[int, list[int]]:
-        images, skipped[0] = read_coco(path, *arguments, **named)
+        images, usage[0] = read_coco(path, *arguments, **named)
         again = load_coco(path, *arguments, **named)
         assert again == images
         return {image.id: [annotation.id for annotation in image.annotations] for image in images}
 
-    skipped: list[Any] = [None]
+    usage: list[Any] = [None]
     assert ids() == {3: [1, 4], 5: [2, 7], 7: [3]}
-    assert skipped[0] == Skipped(0, 2, 1.0) and str(skipped[0]) == "skipped: 2 with area < 1"
+    assert usage[0] == Usage(5, {"marked as crowd": 0, "with area < 1": 2})
+    assert str(usage[0]) == "annotations: 5 used, 2 left out (2 with area < 1)"
     assert ids(crowds=False) == {3: [1], 5: [2, 7], 7: [3]}
-    assert str(skipped[0]) == "skipped: 2 crowds, 1 with area < 1"
-    assert asdict(skipped[0]) == {"crowds": 2, "small": 1, "min_area": 1.0}
+    assert str(usage[0]) == "annotations: 4 used, 3 left out (2 marked as crowd, 1 with area < 1)"
+    assert asdict(usage[0]) == {"used": 4, "left_out": {"marked as crowd": 2, "with area < 1": 1}}
     assert ids(crowds=False, min_area=0) == {3: [1], 5: [2, 7], 7: [3, 6]}
-    assert str(skipped[0]) == "skipped: 2 crowds"
+    assert str(usage[0]) == "annotations: 5 used, 2 left out (2 marked as crowd)"
     assert ids(min_area=0, empty_images=True) == {3: [1, 4, 5], 5: [2, 7], 7: [3, 6], 9: []}
-    assert str(skipped[0]) == "skipped: none"
+    assert str(usage[0]) == "annotations: 7 used, none left out"
 
     content["annotations"] = content["annotations"][3:4]
     with pytest.raises(InputError) as error:

@@ -203,7 +203,8 @@ def test_damaged_photographs_of_a_json(tmp_path):
     (tmp_path / "images" / "0.png").write_bytes((tmp_path / "images" / "3.png").read_bytes()[:120])
     Image.new("RGB", (50, 40)).save(tmp_path / "images" / "1.png")
     (tmp_path / "images" / "2.png").unlink()
-    check_skipped(source, {"0": "0.png is damaged", "1": "is 50 x 40, the JSON says 80 x 112", "2": "2.png"}, 2)
+    words = {"0": "0.png is damaged", "1": "1.png is 50 x 40 pixels, but the annotations say 80 x 112", "2": "2.png"}
+    check_skipped(source, words, 2)
 
 
 def _with(segmentation: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def test_dense_then_distilled(tiny, shapes, tmp_path, capsys):
         same = not name.startswith("image_encoder.") or "running_" in name or value.numel() == 1
         assert torch.equal(student[name], value) == same, name
     assert {row["keep_ratio"] for row in rows(little / "val.csv")} == {"1.0", "0.5"}
-    assert "warm start" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    count = len(json.loads(shapes.read_text())["annotations"])
+    assert "warm start" in said and said.count(f"training annotations: {count} used, none left out\n") == 2
+    assert re.search(r"\nvalidation annotations: \d used, \d+ left out \(\d+ of images beyond --val-images\)\n", said)
     assert float(rows(little / "log.csv")[0]["cosine"]) < 0.5  # it starts from the teacher
 
 
@@ -240,8 +244,7 @@ def _forget(key: str):
         (lambda content: content.clear(), "images"),
         (lambda content: content["annotations"].clear(), "annotations"),
         (_forget("segmentation"), "segmentation"),
-        (_forget("area"), "area"),
-        (lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]], "crowds"),
+        (lambda content: [entry.update(iscrowd=1) for entry in content["annotations"]], "18 marked as crowd"),
     ],
 )
 def test_bad_annotations(change, word: str, tiny, tmp_path, capsys):

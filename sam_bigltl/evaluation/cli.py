@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--model", metavar="MODULE:CALLABLE", help="instead: a function that returns an object with "
                       "SamPredictor's interface; it is given --checkpoint if there is one")  # fmt: skip
     data.add_argument("--detections", metavar="JSON", help="a detector's boxes in COCO's results format")
+    data.add_argument("--ignore-exif", action="store_true", help="read images as they are stored, as their annotations "
+                      "do, not turned as EXIF says")  # fmt: skip
     data.add_argument("--limit", metavar="N", help="only the first N images with annotations, by image id")
     # Numbers stay text here: `run` checks them and answers a bad one in one line.
     what = parser.add_argument_group("what is measured")
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native, restart=args.restart,
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,
-        style=getattr(args, "style", "coco"),
+        style=getattr(args, "style", "coco"), ignore_exif=args.ignore_exif,
     ))  # fmt: skip
 
 

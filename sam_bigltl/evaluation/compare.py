@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.files import csv_text
 from sam_bigltl.evaluation.metrics import size_splits
 
 SPLITS = ("all", "small", "medium", "large")
@@ -153,7 +154,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
 def _read(path: Path, numbers: dict[tuple[str, str], int]) -> _Evaluation:
     """Read one evaluation; instances not seen before get the next of `numbers`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"results file {path} does not exist; give the results.json of an evaluation") from None
     except OSError as error:
@@ -169,7 +170,7 @@ def _read(path: Path, numbers: dict[tuple[str, str], int]) -> _Evaluation:
     evaluation = _Evaluation({"protocol": content["settings"].get("protocol"), **protocol})
     table = path.with_name("instances.csv")
     try:
-        with table.open(newline="", encoding="utf-8") as stream:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
             _read_instances(stream, table, evaluation, numbers)
     except FileNotFoundError:
         raise InputError(f"{table} does not exist; it belongs next to {path.name}, where `eval` wrote it") from None
@@ -199,7 +200,7 @@ def _read_instances(stream: Any, table: Path, evaluation: _Evaluation, numbers: 
             values = (math.nan, math.nan)
         if not all(map(math.isfinite, values)):
             raise InputError(f"{table} line {rows.line_num} is not an instance's row; give an evaluation's own files")
-        number = numbers.setdefault((image, annotation), len(numbers))
+        number = numbers.setdefault((csv_text(image), csv_text(annotation)), len(numbers))
         evaluation.areas[number] = values[0]
         instances, ious = evaluation.measured.setdefault(setting, (array("q"), array("d")))
         instances.append(number)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,17 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.fields import (
+    annotation_name, as_id, check_name, id_key, is_crowd, is_id, is_number, located, whole_number
+)  # fmt: skip
 from sam_bigltl.evaluation.files import load_json
-from sam_bigltl.images import MOST_PIXELS
+from sam_bigltl.evaluation.rle import MAX_COORDINATE, check_polygons, check_rle
+from sam_bigltl.images import MOST_PIXELS, image_size, read_image
 
-MAX_COORDINATE = 1e6  # pycocotools walks a polygon's edges pixel by pixel, also outside the image
+__all__ = [
+    "CROWD", "MAX_COORDINATE", "Annotation", "CocoImage", "Usage", "check_image_files", "check_rle", "is_id", "is_number",
+    "load_coco", "parse_coco", "read_coco", "read_json", "read_photo",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Annotation:
     """One object.
 
     `bbox` is (x, y, width, height) in pixels or None where the JSON has none; `area` is the JSON's own, in square
-    pixels; `segmentation` is a list of polygons or an RLE; `size` is the image's (height, width).
+    pixels, or the mask's where it has none; `segmentation` is a list of polygons or an RLE; `size` is the image's
+    (height, width).
     `load_coco` has checked them: pycocotools may crash on a broken segmentation. `category_id` is as in the JSON, None
     where there is none.
     """
@@ -55,7 +62,8 @@ class CocoImage:
     """One image with its annotations, in the order of their ids. `size` is (height, width) in pixels.
 
     Where the JSON has no `file_name` (LVIS), it is the last two parts of `coco_url`, such as
-    train2017/000000391895.jpg, and `flat_name` the last one.
+    train2017/000000391895.jpg, and `flat_name` the last one. `ignore_exif`: whether `read_photo` leaves the pixels as
+    they are stored, because the annotations do.
     """
 
     id: int | str
@@ -63,87 +71,118 @@ class CocoImage:
     size: tuple[int, int]
     annotations: list[Annotation] = field(default_factory=list)
     flat_name: str | None = None
+    ignore_exif: bool = False
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """How many annotations were left out, and why: as crowds, or (of the others) for an `area` under `min_area`."""
+class Usage:
+    """How many annotations are used, and how many are left out for each reason."""
 
-    crowds: int
-    small: int
-    min_area: float
+    used: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def without(self, reason: str, number: int) -> Usage:
+        """With some of those that are used left out as well."""
+        return Usage(self.used - number, self.left_out | {reason: self.left_out.get(reason, 0) + number})
+
+    def __add__(self, other: Usage) -> Usage:
+        """Of two files together."""
+        reasons = {reason: self.left_out.get(reason, 0) + other.left_out.get(reason, 0)
+                   for reason in [*self.left_out, *other.left_out]}  # fmt: skip
+        return Usage(self.used + other.used, reasons)
 
     def __str__(self) -> str:
-        """Such as `skipped: 12 crowds, 3 with area < 1`."""
-        parts = [f"{self.crowds} crowd{'s' * (self.crowds != 1)}"] if self.crowds else []
-        parts += [f"{self.small} with area < {self.min_area:g}"] if self.small else []
-        return "skipped: " + (", ".join(parts) or "none")
+        """Such as `annotations: 36 used, 15 left out (12 marked as crowd, 3 with area < 1)`."""
+        reasons = ", ".join(f"{number} {reason}" for reason, number in self.left_out.items() if number)
+        left_out = f"{sum(self.left_out.values())} left out ({reasons})" if reasons else "none left out"
+        return f"annotations: {self.used} used, {left_out}"
+
+
+CROWD, SMALL = "marked as crowd", "with area < {:g}"  # reasons
 
 
 def load_coco(
-    path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False
-) -> list[CocoImage]:
-    """Read the instances of a COCO-format JSON, grouped by image. `read_coco` tells what was skipped, too.
+    path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False,
+    folder: str | Path | None = None, ignore_exif: bool = False,
+) -> list[CocoImage]:  # fmt: skip
+    """Read the instances of a COCO-format JSON, grouped by image. `read_coco` tells what was left out, too.
 
-    Images come in the order of their ids. The defaults are those of EfficientViT-SAM's evaluation.
+    Images come in the order of their ids. The defaults are those of EfficientViT-SAM's evaluation. Ids and sizes may be
+    written as 7.0, and an id as "7" in one place and 7 in another; an `area` that is missing is the mask's.
 
     Args:
         crowds: False leaves out annotations with `iscrowd`.
         min_area: annotations with a smaller `area` are left out, square pixels.
         empty_images: whether images with no annotation (left) are kept; a detector's AP needs them.
+        folder: of the images, for the sizes of those whose `height` or `width` is missing.
+        ignore_exif: whether the annotations are of the pixels as they are stored, not of the upright image.
 
     Raises:
-        InputError: the file is missing, is not COCO-format JSON, holds nothing to evaluate, or one of its
-            annotations is unusable (its id is named).
+        InputError: the file is missing, is not COCO-format JSON, holds nothing to use, or one of its annotations is
+            unusable (its id is named).
     """
-    return read_coco(path, crowds, min_area, empty_images)[0]
+    return read_coco(path, crowds, min_area, empty_images, folder, ignore_exif)[0]
 
 
 def read_coco(
-    path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False
-) -> tuple[list[CocoImage], Skipped]:
+    path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False,
+    folder: str | Path | None = None, ignore_exif: bool = False,
+) -> tuple[list[CocoImage], Usage]:  # fmt: skip
     """What `load_coco` returns, and how many annotations it left out."""
-    return parse_coco(read_json(path), path, crowds, min_area, empty_images)
+    return parse_coco(read_json(path), path, crowds, min_area, empty_images, folder, ignore_exif)
 
 
 def parse_coco(
-    content: dict[str, Any], path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False
-) -> tuple[list[CocoImage], Skipped]:
+    content: dict[str, Any], path: str | Path, crowds: bool = True, min_area: float = 1.0, empty_images: bool = False,
+    folder: str | Path | None = None, ignore_exif: bool = False,
+) -> tuple[list[CocoImage], Usage]:  # fmt: skip
     """`read_coco` of a file that `read_json` has read already; `path` is for error messages."""
-    images: dict[int | str, CocoImage] = {}
+    images: dict[str, CocoImage] = {}
     for entry in content["images"]:
         image = _image(entry, path)
-        if image.id in images:
+        image.ignore_exif = ignore_exif
+        if images.setdefault(str(image.id), image) is not image:
             raise InputError(f"{path}: image id {image.id} appears twice; ids must be unique")
-        images[image.id] = image
+    seen: set[str] = set()
     crowd_count = small_count = 0
     for entry in content["annotations"]:
-        area = _area(entry, path)
-        if entry.get("iscrowd") and not crowds:
+        where = annotation_name(entry, path, seen)
+        area = _area(entry, where)
+        if is_crowd(entry, where) and not crowds:
             crowd_count += 1
             continue
-        if area < min_area:
+        if area is not None and area < min_area:
             small_count += 1
             continue
         image = _image_of(entry, images)
         if image is None:
             raise _unknown_image(entry, content["annotations"], images, path)
-        image.annotations.append(_annotation(entry, image, path))
+        _complete_size(image, folder, path)
+        annotation = _annotation(entry, area, image, where)
+        if annotation.area < min_area:  # which was missing
+            small_count += 1
+            continue
+        image.annotations.append(annotation)
     used = sorted((image for image in images.values() if image.annotations), key=_id_order)
+    count = sum(len(image.annotations) for image in used)
+    usage = Usage(count, {CROWD: crowd_count, SMALL.format(min_area): small_count})
     if not used:
         kind = "annotation" if crowds else "annotation that is not a crowd"
-        raise InputError(f"{path} has no {kind} with an area of at least {min_area:g}; there is nothing to evaluate")
+        raise InputError(f"{path} has no {kind} with an area of at least {min_area:g}: nothing is left to use ({usage})")
     for image in used:
         image.annotations.sort(key=_id_order)
     chosen = sorted(images.values(), key=_id_order) if empty_images else used
-    return chosen, Skipped(crowd_count, small_count, min_area)
+    for image in chosen:
+        _complete_size(image, folder, path)
+    return chosen, usage
 
 
 def check_image_files(images: Sequence[CocoImage], folder: str | Path) -> None:
     """Make sure, before hours of work, that every image's file is there.
 
     An image that the JSON names by `coco_url` only may lie in its subfolder (train2017, val2017) or else in `folder`
-    itself; in the second case its `file_name` is set to the bare name.
+    itself; in the second case its `file_name` is set to the bare name. Backslashes in a name stand for "/" where there
+    is no file of the very name.
 
     Raises:
         InputError: the folder, or a file (the first missing one is named), does not exist.
@@ -168,12 +207,31 @@ def check_image_files(images: Sequence[CocoImage], folder: str | Path) -> None:
 
 def _locate(image: CocoImage, folder: Path) -> bool:
     """Whether the image's file is there; see `check_image_files`."""
+    image.file_name = located(image.file_name, folder)
     if (folder / image.file_name).is_file():
         return True
     if image.flat_name is None or not (folder / image.flat_name).is_file():
         return False
     image.file_name = image.flat_name
     return True
+
+
+def read_photo(path: Path, image: CocoImage) -> np.ndarray:
+    """The pixels of the file at `path`, uint8 RGB (H, W, 3), of the size that the image's annotations are of.
+
+    Raises:
+        InputError: it cannot be read, or is of another size.
+    """
+    pixels = read_image(path, image.ignore_exif)
+    if pixels.shape[:2] == image.size:
+        return pixels
+    height, width = image.size
+    what = f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels, but the annotations say {width} x {height}"
+    if image_size(path, not image.ignore_exif) != image.size:
+        raise InputError(f"{what}: use the images that were annotated")
+    if image.ignore_exif:
+        raise InputError(f"{what}, its size once it is turned as its EXIF orientation says: leave out --ignore-exif")
+    raise InputError(f"{what}, the size of its pixels before its EXIF orientation turns them: give --ignore-exif")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -196,40 +254,45 @@ def _id_order(item: CocoImage | Annotation) -> tuple[bool, int | str]:
     return isinstance(item.id, str), item.id
 
 
-def is_id(value: Any) -> bool:
-    """Whether it can be the id of an image, an annotation or a category."""
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
 def _image(entry: dict[str, Any], path: str | Path) -> CocoImage:
-    if not is_id(entry.get("id")):
+    """An entry of "images"; its size is (0, 0) where a side is missing."""
+    image_id = as_id(entry.get("id"))
+    if image_id is None:
         raise InputError(f"{path}: an image has no integer or string 'id' (file_name {entry.get('file_name')!r})")
-    name, flat_name, size = entry.get("file_name"), None, (entry.get("height"), entry.get("width"))
+    where, name, flat_name = f"{path}: image {image_id}", entry.get("file_name"), None
     if not isinstance(name, str) or not name:
         parts = str(entry.get("coco_url", "")).split("/")[-2:]
         if len(parts) < 2 or not all(parts) or ".." in parts:
-            raise InputError(f"{path}: image {entry['id']} has no 'file_name' and no usable 'coco_url'; add one")
+            raise InputError(f"{where} has no 'file_name' and no usable 'coco_url'; add one")
         name, flat_name = "/".join(parts), parts[1]
-    if not all(isinstance(side, int) and side > 0 for side in size):
-        raise InputError(f"{path}: image {entry['id']} has no positive integer 'height' and 'width'; add them")
-    if size[0] * size[1] > MOST_PIXELS:  # its masks would be as large
-        raise InputError(
-            f"{path}: image {entry['id']} is {size[1]} x {size[0]}: images have {MOST_PIXELS} pixels at most"
-        )
-    return CocoImage(entry["id"], name, size, flat_name=flat_name)
+    check_name(name, where)
+    sides = [entry.get(side) for side in ("height", "width")]
+    if None in sides:
+        return CocoImage(image_id, name, (0, 0), flat_name=flat_name)
+    height, width = map(whole_number, sides)
+    if height is None or width is None or min(height, width) < 1:
+        raise InputError(f"{where} has no positive integer 'height' and 'width'; fix or remove them")
+    if height * width > MOST_PIXELS:  # its masks would be as large
+        raise InputError(f"{where} is {width} x {height}: images have {MOST_PIXELS} pixels at most")
+    return CocoImage(image_id, name, (height, width), flat_name=flat_name)
 
 
-def _image_of(entry: dict[str, Any], images: dict[int | str, CocoImage]) -> CocoImage | None:
-    return images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
+def _complete_size(image: CocoImage, folder: str | Path | None, path: str | Path) -> None:
+    """Take a size that the JSON lacks from the image's file."""
+    if image.size != (0, 0):
+        return
+    if folder is None:
+        raise InputError(f"{path}: image {image.id} has no 'height' and 'width'; add them")
+    _locate(image, Path(folder))
+    image.size = image_size(Path(folder) / image.file_name, image.ignore_exif)
+
+
+def _image_of(entry: dict[str, Any], images: dict[str, CocoImage]) -> CocoImage | None:
+    return images.get(id_key(entry.get("image_id")))
 
 
 def _unknown_image(
-    entry: dict[str, Any], entries: list[dict[str, Any]], images: dict[int | str, CocoImage], path: str | Path
+    entry: dict[str, Any], entries: list[dict[str, Any]], images: dict[str, CocoImage], path: str | Path
 ) -> InputError:
     unknown = sum(_image_of(other, images) is None for other in entries)
     what = f"annotation {entry['id']} belongs to image {entry.get('image_id')!r}, which is not in 'images'"
@@ -241,77 +304,29 @@ def _unknown_image(
     return InputError(f"{path}: {what}; add the image or remove the annotation")
 
 
-def _area(entry: dict[str, Any], path: str | Path) -> float:
-    if not is_id(entry.get("id")):
-        raise InputError(f"{path}: an annotation of image {entry.get('image_id')!r} has no integer or string 'id'")
-    if not is_number(entry.get("area")):
-        raise InputError(f"{path}: annotation {entry['id']} has no number 'area', which the size splits need; add it")
-    return entry["area"]
+def _area(entry: dict[str, Any], where: str) -> float | None:
+    """The annotation's own, or None."""
+    area = entry.get("area")
+    if area is not None and not is_number(area):
+        raise InputError(f"{where} has an 'area' that is no number; fix it, or leave it out")
+    return area
 
 
-def _annotation(entry: dict[str, Any], image: CocoImage, path: str | Path) -> Annotation:
-    where = f"{path}: annotation {entry['id']}"
+def _annotation(entry: dict[str, Any], area: float | None, image: CocoImage, where: str) -> Annotation:
+    """An annotation whose id and `iscrowd` are checked."""
     bbox = entry.get("bbox")
     if bbox is not None and not (isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))):
         raise InputError(f"{where} has a 'bbox' that is not four numbers [x, y, width, height]; fix it")
-    segmentation, category = entry.get("segmentation"), entry.get("category_id")
+    segmentation = entry.get("segmentation")
     if isinstance(segmentation, list):
-        segmentation = _polygons(segmentation, where)
+        segmentation = check_polygons(segmentation, where)
     elif isinstance(segmentation, dict):
-        check_rle(segmentation, image, where)
+        segmentation = check_rle(segmentation, image, where)
     else:
         segmentation = None
     if not segmentation:
         raise InputError(f"{where} has no segmentation; add a polygon or an RLE, or remove the annotation")
     box = None if bbox is None else tuple(bbox)
-    crowd, category = bool(entry.get("iscrowd")), category if is_id(category) else None
-    return Annotation(entry["id"], entry["area"], box, segmentation, image.size, crowd, category)
-
-
-def _polygons(polygons: list[Any], where: str) -> list[list[float]]:
-    """The polygons that enclose something: real files hold some of under three points (pycocotools: a box)."""
-    for polygon in polygons:
-        pairs = isinstance(polygon, list) and len(polygon) % 2 == 0 and all(map(is_number, polygon))
-        if not pairs or any(abs(value) > MAX_COORDINATE for value in polygon):
-            raise InputError(f"{where} has a polygon that is not a list of x, y pairs in pixels; fix it")
-    return [polygon for polygon in polygons if len(polygon) >= 6]
-
-
-def check_rle(rle: dict[str, Any], image: CocoImage, where: str) -> None:
-    """Raise InputError, beginning with `where`, unless `rle` is an RLE, compressed or not, of the image's size."""
-    height, width = image.size
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list) or not isinstance(counts, (list, str)) or not counts:
-        raise InputError(f"{where} has no segmentation that can be read: an RLE needs 'size' and 'counts'; fix it")
-    if size != [height, width]:
-        raise InputError(
-            f"{where} has a segmentation of size {size}, but its image {image.id} is [{height}, {width}] "
-            "(height, width); make them agree"
-        )
-    # pycocotools does not check this: it reads or writes past its buffer.
-    runs = counts if isinstance(counts, list) else _run_lengths(counts)
-    if not all(isinstance(run, int) and run >= 0 for run in runs) or sum(runs) != height * width:
-        raise InputError(f"{where} has a segmentation whose RLE counts do not fill {height} x {width} pixels; fix it")
-
-
-def _run_lengths(counts: str) -> list[int]:
-    """The run lengths in a compressed RLE string; [] if it is not one.
-
-    Little-endian groups of 5 bits in characters from "0" on, bit 5 set where another group follows, bit 4 of the last
-    one being the sign; from the fourth run on, the difference to the run before the last (pycocotools' maskApi.c).
-    """
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in counts:
-        group = ord(character) - 48
-        if not 0 <= group < 64:
-            return []
-        value |= (group & 31) << shift
-        shift += 5
-        if group & 32:
-            continue
-        if group & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    return runs if shift == 0 else []
+    crowd, category = is_crowd(entry, where), as_id(entry.get("category_id"))
+    found = Annotation(as_id(entry["id"]), area or 0.0, box, segmentation, image.size, crowd, category)
+    return found if area is not None else replace(found, area=float(coco_mask.area(found.rle())))

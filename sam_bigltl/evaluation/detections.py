@@ -14,8 +14,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle, is_id, is_number, parse_coco, read_json
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage, parse_coco, read_json
+from sam_bigltl.evaluation.fields import as_id, id_key, is_id, is_number
 from sam_bigltl.evaluation.files import load_json, whole_file
+from sam_bigltl.evaluation.rle import check_rle
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
 FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent
@@ -26,7 +28,7 @@ PAIRS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One box of a detector: `bbox` is (x, y, width, height) in pixels, as in its file."""
+    """One box of a detector: `bbox` is (x, y, width, height) in pixels, as in its file; the id is the image's own."""
 
     image_id: int | str
     category_id: int | str
@@ -50,6 +52,7 @@ def load_detections(path: str | Path, images: Sequence[CocoImage]) -> tuple[dict
     """
     entries = _read_list(path)
     found: dict[int | str, list[Detection]] = {image.id: [] for image in images}
+    known = {str(image.id): image.id for image in images}
     unknown = 0
     for index, entry in enumerate(entries):
         _check_entry(entry, where := f"{path}: detection {index}")
@@ -58,12 +61,11 @@ def load_detections(path: str | Path, images: Sequence[CocoImage]) -> tuple[dict
             raise InputError(f"{where} has no 'bbox' of four finite numbers [x, y, width, height]; fix or remove it")
         if box[2] <= 0 or box[3] <= 0:
             raise InputError(f"{where} has an empty 'bbox' {box} (x, y, width, height); fix or remove it")
-        if entry["image_id"] in found:
-            found[entry["image_id"]].append(
-                Detection(entry["image_id"], entry["category_id"], tuple(box), entry["score"])
-            )
-        else:
+        image_id = known.get(id_key(entry["image_id"]))
+        if image_id is None:
             unknown += 1
+        else:
+            found[image_id].append(Detection(image_id, as_id(entry["category_id"]), tuple(box), entry["score"]))
     if not entries:
         raise InputError(f"{path} holds no detection; give the detector's results")
     if unknown == len(entries):
@@ -84,22 +86,19 @@ def write_results(path: str | Path, rows: Iterable[tuple[Detection, Sequence[int
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        with whole_file(Path(path)) as stream:
-            separator = "[\n"
-            for detection, (height, width), counts in rows:
-                row = {
-                    "image_id": detection.image_id,
-                    "category_id": detection.category_id,
-                    "bbox": detection.bbox,
-                    "score": detection.score,
-                    "segmentation": {"size": [int(height), int(width)], "counts": counts},
-                }
-                stream.write(separator + json.dumps(row))
-                separator = ",\n"
-            stream.write("[]\n" if separator == "[\n" else "\n]\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); give another path") from error
+    with whole_file(Path(path)) as stream:
+        separator = "[\n"
+        for detection, (height, width), counts in rows:
+            row = {
+                "image_id": detection.image_id,
+                "category_id": detection.category_id,
+                "bbox": detection.bbox,
+                "score": detection.score,
+                "segmentation": {"size": [int(height), int(width)], "counts": counts},
+            }
+            stream.write(separator + json.dumps(row))
+            separator = ",\n"
+        stream.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
 def average_precision(
@@ -107,8 +106,9 @@ def average_precision(
     results_path: str | Path,
     style: str = "coco",
     image_ids: Collection[int | str] | None = None,
+    folder: str | Path | None = None,
 ) -> dict[str, float | None]:
-    """Average precision of masks, in percent.
+    """Average precision of masks, in percent. `Truth` scores several results against the annotations read once.
 
     The masks' own areas decide their size class, not the detector's boxes. In LVIS style the 300 highest scores of an
     image count, an image's categories that are neither annotated in it nor listed as absent (`neg_category_ids`) are
@@ -120,6 +120,7 @@ def average_precision(
         results_path: what `write_results` writes; results of categories that the annotations lack do not count.
         style: "coco" or "lvis".
         image_ids: only these images count, both their annotations and their results (all).
+        folder: of the images, for sizes that the annotations lack.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl and, in LVIS style, APr, APc, APf by the categories' `frequency`. None where
@@ -128,66 +129,89 @@ def average_precision(
     Raises:
         InputError: a file cannot be used.
     """
-    if style not in MAX_DETECTIONS:
-        raise ValueError(f"style is {style!r}, not one of {list(MAX_DETECTIONS)}")
-    truth = _Truth(annotations_path, style == "lvis", image_ids)
-    found = _read_results(results_path, truth)
-    if style == "lvis":
-        found = _federated(found, truth)
-    precision = _precision(truth, found, style)
-
-    parts = {"AP": precision[..., 0], "AP50": precision[:1, ..., 0], "AP75": precision[5:6, ..., 0]}
-    parts.update({f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)})
-    if style == "lvis":
-        frequency = np.array([category["frequency"] for category in truth.categories])
-        parts.update({f"AP{letter}": precision[:, :, frequency == letter, 0] for letter in FREQUENCIES})
-    # -1 stands for a category of which nothing is annotated.
-    return {name: 100 * float(part[part > -1].mean()) if (part > -1).any() else None for name, part in parts.items()}
+    return Truth(annotations_path, style, image_ids, folder).average_precision(results_path)
 
 
-class _Truth:
+class Truth:
     """Annotations as the evaluator takes them, everything numbered from 1.
 
     It takes an annotation of id 0 for none, and no strings for ids.
 
     Attributes:
-        by_id: all images of the JSON by their own id.
+        by_key: all images of the JSON by `id_key`.
         images, annotations, categories: COCO-format entries, those of the chosen images alone.
-        image_number, category_number: from the JSON's ids to the numbers here.
+        image_number, category_number: from `id_key` of the JSON's ids to the numbers here.
+        flat: how many annotations were left out because their area is 0, as lvis-api does.
     """
 
-    def __init__(self, path: str | Path, lvis: bool, image_ids: Collection[int | str] | None) -> None:
-        content = read_json(path)
-        images, _ = parse_coco(content, path, min_area=-np.inf, empty_images=True)
-        self.by_id = {image.id: image for image in images}
-        wanted = set(self.by_id if image_ids is None else image_ids)
-        chosen = [image for image in images if image.id in wanted]
+    def __init__(
+        self, path: str | Path, style: str = "coco", image_ids: Collection[int | str] | None = None,
+        folder: str | Path | None = None, ignore_exif: bool = False,
+    ) -> None:  # fmt: skip
+        """The arguments are those of `average_precision` and `load_coco`."""
+        if style not in MAX_DETECTIONS:
+            raise ValueError(f"style is {style!r}, not one of {list(MAX_DETECTIONS)}")
+        content, lvis = read_json(path), style == "lvis"
+        images, _ = parse_coco(
+            content, path, min_area=-np.inf, empty_images=True, folder=folder, ignore_exif=ignore_exif
+        )
+        self.style = style
+        self.by_key = {str(image.id): image for image in images}
+        wanted = set(self.by_key) if image_ids is None else set(map(str, image_ids))
+        chosen = [image for image in images if str(image.id) in wanted]
         if not chosen:
             raise ValueError(f"none of the image_ids is in {path}")
         entries = _categories(content, path, lvis)
-        self.category_number = {entry["id"]: number for number, entry in enumerate(entries, 1)}
+        self.category_number = {id_key(entry["id"]): number for number, entry in enumerate(entries, 1)}
         self.categories = [
             {"id": number, "frequency": entry.get("frequency")} for number, entry in enumerate(entries, 1)
         ]
-        self.image_number = {image.id: number for number, image in enumerate(chosen, 1)}
+        self.image_number = {str(image.id): number for number, image in enumerate(chosen, 1)}
         self.images = [
             {"id": number, "height": image.size[0], "width": image.size[1]} for number, image in enumerate(chosen, 1)
         ]
         if lvis:
             lists = _federation(content["images"], path)
             for image, entry in zip(chosen, self.images):
-                for key, ids in lists[image.id].items():
-                    entry[key] = [self.category_number.get(id, 0) for id in ids]
+                for key, ids in lists[str(image.id)].items():
+                    entry[key] = [self.category_number.get(id_key(id), 0) for id in ids]
         self.annotations: list[dict[str, Any]] = []
+        self.flat = 0
         for image in chosen:
             for annotation in image.annotations:
-                if annotation.category_id not in self.category_number:
+                if id_key(annotation.category_id) not in self.category_number:
                     raise InputError(
                         f"{path}: annotation {annotation.id} has category {annotation.category_id!r}, which is not in "
                         "'categories'; add it"
                     )
                 if not lvis or annotation.area > 0:  # lvis-api drops the others
-                    self._add(annotation, self.image_number[image.id])
+                    self._add(annotation, self.image_number[str(image.id)])
+                else:
+                    self.flat += 1
+
+    def __str__(self) -> str:
+        """Such as `AP: 33 annotations to find; 3 crowds, in which masks count neither way`."""
+        crowds = sum(entry["iscrowd"] for entry in self.annotations)
+        parts = [f"AP: {len(self.annotations) - crowds} annotations to find"]
+        parts += [f"{crowds} marked as crowd, in which masks count neither way"] * (crowds > 0)
+        parts += [f"{self.flat} left out with area 0"] * (self.flat > 0)
+        return "; ".join(parts)
+
+    def average_precision(self, results_path: str | Path) -> dict[str, float | None]:
+        """The figures of `average_precision`."""
+        found = _read_results(results_path, self)
+        if self.style == "lvis":
+            found = _federated(found, self)
+        precision = _precision(self, found)
+
+        parts = {"AP": precision[..., 0], "AP50": precision[:1, ..., 0], "AP75": precision[5:6, ..., 0]}
+        parts.update({f"AP{size}": precision[..., index] for index, size in enumerate("sml", 1)})
+        if self.style == "lvis":
+            frequency = np.array([category["frequency"] for category in self.categories])
+            parts.update({f"AP{letter}": precision[:, :, frequency == letter, 0] for letter in FREQUENCIES})
+        # -1 stands for a category of which nothing is annotated.
+        means = {name: part[part > -1].mean() if (part > -1).any() else None for name, part in parts.items()}
+        return {name: None if mean is None else 100 * float(mean) for name, mean in means.items()}
 
     def _add(self, annotation: Annotation, image_number: int) -> None:
         rle = annotation.rle()
@@ -196,7 +220,7 @@ class _Truth:
             {
                 "id": len(self.annotations) + 1,
                 "image_id": image_number,
-                "category_id": self.category_number[annotation.category_id],
+                "category_id": self.category_number[id_key(annotation.category_id)],
                 "area": annotation.area,
                 "iscrowd": int(annotation.iscrowd),
                 "segmentation": {**rle, "counts": counts.decode() if isinstance(counts, bytes) else counts},
@@ -208,7 +232,8 @@ def _categories(content: dict[str, Any], path: str | Path, lvis: bool) -> list[d
     entries = content.get("categories")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path} has no list 'categories', which AP needs; give a COCO instances file")
-    if not all(is_id(entry.get("id")) for entry in entries) or len({entry["id"] for entry in entries}) < len(entries):
+    keys = {id_key(entry.get("id")) for entry in entries}
+    if None in keys or len(keys) < len(entries):
         raise InputError(f"{path}: the ids of its 'categories' are not unique integers or strings; fix them")
     for entry in entries:
         if lvis and entry.get("frequency") not in FREQUENCIES:
@@ -218,12 +243,14 @@ def _categories(content: dict[str, Any], path: str | Path, lvis: bool) -> list[d
     return entries
 
 
-def _federation(entries: list[dict[str, Any]], path: str | Path) -> dict[int | str, dict[str, list[int | str]]]:
-    """LVIS's two lists of categories of every image."""
+def _federation(entries: list[dict[str, Any]], path: str | Path) -> dict[str, dict[str, list[int | str]]]:
+    """LVIS's two lists of categories of every image, by `id_key`."""
     lists = {}
     for entry in entries:
-        lists[entry["id"]] = {key: entry.get(key) for key in ("neg_category_ids", "not_exhaustive_category_ids")}
-        for key, ids in lists[entry["id"]].items():
+        own = lists[id_key(entry["id"])] = {
+            key: entry.get(key) for key in ("neg_category_ids", "not_exhaustive_category_ids")
+        }
+        for key, ids in own.items():
             if not isinstance(ids, list) or not all(map(is_id, ids)):
                 raise InputError(
                     f"{path}: image {entry['id']} has no list {key!r}, which LVIS's AP needs; give an LVIS file"
@@ -231,7 +258,7 @@ def _federation(entries: list[dict[str, Any]], path: str | Path) -> dict[int | s
     return lists
 
 
-def _read_results(path: str | Path, truth: _Truth) -> list[dict[str, Any]]:
+def _read_results(path: str | Path, truth: Truth) -> list[dict[str, Any]]:
     """The results in the chosen images, numbered, with category 0 for one that the annotations lack.
 
     Boxes are left out: the evaluator would take a result's area from its box.
@@ -240,18 +267,18 @@ def _read_results(path: str | Path, truth: _Truth) -> list[dict[str, Any]]:
     entries = _read_list(path)
     for index, entry in enumerate(entries):
         _check_entry(entry, where := f"{path}: result {index}")
-        image, rle = truth.by_id.get(entry["image_id"]), entry.get("segmentation")
+        image, rle = truth.by_key.get(id_key(entry["image_id"])), entry.get("segmentation")
         if image is None:
             raise InputError(
                 f"{where} is of image {entry['image_id']!r}, which the annotations lack; give the file it was made with"
             )
         if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
             raise InputError(f"{where} has no compressed RLE as its 'segmentation'; write the masks anew")
-        check_rle(rle, image, where)
-        category = truth.category_number.get(entry["category_id"], 0)
+        rle = check_rle(rle, image, where)
+        category = truth.category_number.get(id_key(entry["category_id"]), 0)
         known += category > 0
-        if image.id in truth.image_number:
-            number = truth.image_number[image.id]
+        number = truth.image_number.get(str(image.id))
+        if number is not None:
             found.append({"image_id": number, "category_id": category, "score": entry["score"], "segmentation": rle})
     if entries and not known:
         raise InputError(
@@ -261,7 +288,7 @@ def _read_results(path: str | Path, truth: _Truth) -> list[dict[str, Any]]:
     return found
 
 
-def _federated(found: list[dict[str, Any]], truth: _Truth) -> list[dict[str, Any]]:
+def _federated(found: list[dict[str, Any]], truth: Truth) -> list[dict[str, Any]]:
     """The results that count in LVIS; see `average_precision`."""
     judged = {image["id"]: set(image["neg_category_ids"]) - {0} for image in truth.images}
     for annotation in truth.annotations:
@@ -274,7 +301,7 @@ def _federated(found: list[dict[str, Any]], truth: _Truth) -> list[dict[str, Any
     return [entry for entry in kept if coco_mask.area(entry["segmentation"]) > 0]
 
 
-def _precision(truth: _Truth, found: list[dict[str, Any]], style: str) -> np.ndarray:
+def _precision(truth: Truth, found: list[dict[str, Any]]) -> np.ndarray:
     """Precision by IoU threshold (10), recall (101), category and size (all, small, medium, large); -1 for none."""
     annotations_of, found_of = _grouped(truth.annotations, "category_id"), _grouped(found, "category_id")
     parts = []
@@ -284,8 +311,8 @@ def _precision(truth: _Truth, found: list[dict[str, Any]], style: str) -> np.nda
         annotations = [entry for category in categories for entry in annotations_of[category["id"]]]
         target = COCO({"images": truth.images, "annotations": annotations, "categories": categories})
         results = target.loadRes([entry for category in categories for entry in found_of[category["id"]]])
-        evaluator = COCOeval_faster(target, results, "segm", lvis_style=style == "lvis")
-        evaluator.params.maxDets = [MAX_DETECTIONS[style]]
+        evaluator = COCOeval_faster(target, results, "segm", lvis_style=truth.style == "lvis")
+        evaluator.params.maxDets = [MAX_DETECTIONS[truth.style]]
         evaluator.evaluate()
         evaluator.accumulate()
         parts.append(evaluator.eval["precision"][..., 0])

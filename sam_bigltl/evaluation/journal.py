@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.files import cannot_write
 from sam_bigltl.evaluation.results import InstanceResult
 
 
@@ -46,7 +47,7 @@ class Journal:
         rank: number of this process.
 
     Raises:
-        InputError: the folder holds the journal of other settings.
+        InputError: the folder holds the journal of other settings, or cannot be read or written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], rank: int = 0) -> None:
@@ -87,39 +88,51 @@ class Journal:
         return found
 
     def append(self, record: ImageRecord) -> None:
-        """Write one image down; it is on disk when this returns."""
+        """Write one image down; it is on disk when this returns. Raises InputError when it cannot be written."""
         self._append(asdict(record))
 
     def _append(self, line: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # what is torn of the line is cut off by the next run
+            raise cannot_write(self.path, error, "make room, then the same command goes on where it stopped") from None
 
 
 def remove_journals(folder: Path) -> None:
     """Forget what a folder's journals hold."""
     for path in folder.glob("journal-*.jsonl"):
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise InputError(f"{path} cannot be removed: {error.strerror}") from None
 
 
 def _cut_torn_line(path: Path) -> None:
     """Drop a last line that a killed process left without its end."""
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    try:
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            with open(path, "r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be used: {error.strerror}; use another --output") from None
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                content = json.loads(line)
-            except (ValueError, RecursionError):
-                content = None
-            if not isinstance(content, dict):
-                raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart")
-            yield content
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    content = json.loads(line)
+                except (ValueError, RecursionError):
+                    content = None
+                if not isinstance(content, dict):
+                    raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart")
+                yield content
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; use another --output") from None

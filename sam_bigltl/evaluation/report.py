@@ -17,10 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage, read_photo
 from sam_bigltl.evaluation.files import whole_file
 from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.images import read_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,11 +139,8 @@ def write_report(
         _settings_table(settings),
     ]
     model = settings.get("model") or settings.get("checkpoint") or "a model"
-    try:
-        with whole_file(Path(path)) as stream:
-            stream.write(_page(f"Evaluation of {model}", body))
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with whole_file(Path(path)) as stream:
+        stream.write(_page(f"Evaluation of {model}", body))
 
 
 # ---------------------------------------------------------------- text
@@ -334,7 +330,7 @@ def _gallery_item(result: InstanceResult, image: CocoImage, folder: Path) -> str
         raise ValueError(f"the result of annotation {result.annotation_id} has no counts, which its picture needs")
     annotation = next(entry for entry in image.annotations if entry.id == result.annotation_id)
     prediction = coco_mask.decode({"size": list(image.size), "counts": result.counts}).astype(bool)
-    picture = draw_instance(read_image(folder / image.file_name), prediction, annotation)
+    picture = draw_instance(read_photo(folder / image.file_name, image), prediction, annotation)
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "JPEG", quality=85, subsampling=0)  # else thin lines lose their colour
     ids = f"image {escape(str(result.image_id))}, annotation {escape(str(result.annotation_id))}"

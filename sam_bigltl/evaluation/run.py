@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ import torch
 
 from sam_bigltl.devices import device_name
 from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import CocoImage, Skipped, check_image_files, read_coco
-from sam_bigltl.evaluation.detections import Detection, average_precision, load_detections, write_results
+from sam_bigltl.evaluation.datasets import CocoImage, Usage, check_image_files, read_coco
+from sam_bigltl.evaluation.detections import Detection, Truth, load_detections, write_results
+from sam_bigltl.files import sha256
 from sam_bigltl.evaluation.files import csv_cell, whole_file
 from sam_bigltl.evaluation.journal import ImageRecord, Journal, remove_journals
 from sam_bigltl.evaluation.models import predictor_of_callable, predictor_of_checkpoint
@@ -44,6 +44,7 @@ class Job:
     style: str = "coco"
     restart: bool = False
     report: bool = True
+    ignore_exif: bool = False
 
 
 def run_job(job: Job) -> None:
@@ -56,12 +57,13 @@ def run_job(job: Job) -> None:
         check_matplotlib()
     protocol, detections, unknown = job.plan.protocol, None, 0
     # A detector's boxes count on images without any annotation, too.
-    images, skipped = read_coco(
-        job.annotations, protocol.crowds, protocol.min_area, empty_images=job.detections is not None
+    images, usage = read_coco(
+        job.annotations, protocol.crowds, protocol.min_area, job.detections is not None, job.images, job.ignore_exif
     )
     if job.detections is not None:
         detections, unknown = load_detections(job.detections, images)
     images = images[: job.limit]
+    usage = usage.without("of images beyond --limit", usage.used - sum(len(image.annotations) for image in images))
     check_image_files(images, job.images)
     try:
         job.output.mkdir(parents=True, exist_ok=True)
@@ -80,13 +82,16 @@ def run_job(job: Job) -> None:
     settings = _settings(job)
     journal = Journal(job.output, settings, shard.rank)
     done = journal.records()
+    truth = None
+    if detections is not None and shard.first:  # before the work: what AP cannot use is refused now
+        truth = Truth(job.annotations, job.style, [image.id for image in images], job.images, job.ignore_exif)
     shard.wait()  # nobody writes before everybody has read
     mine = [image for image in images if image.id not in done][shard.rank :: shard.count]
     start = time.perf_counter()
     evaluate(predictor, mine, job.images, job.plan, journal.append, detections, progress=shard.first)
     shard.wait()
     if shard.first:
-        found = _Found(images, skipped, detections, unknown)
+        found = _Found(images, usage, detections, unknown, truth)
         records = journal.records()
         pace = _Pace.of([record for key, record in records.items() if key not in done], time.perf_counter() - start)
         _finish(job, found, records, settings | _circumstances(job, shard), pace)
@@ -95,12 +100,13 @@ def run_job(job: Job) -> None:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the input files hold: `unknown` detections are of no image of the annotations."""
+    """What the input files hold: `unknown` detections are of no image of the annotations, `truth` is what AP needs."""
 
     images: Sequence[CocoImage]
-    skipped: Skipped
+    usage: Usage
     detections: dict[int | str, list[Detection]] | None
     unknown: int
+    truth: Truth | None
 
 
 @dataclass(frozen=True)
@@ -128,9 +134,10 @@ def _finish(
     results = [result for record in records for result in record.results]
     summary = summary_rows(records, job.plan)
     unread = [record for record in records if record.error]
+    usage = _usage(found, unread, summary)
     report: dict[str, Any] = {
-        "settings": settings, "summary": summary, "this_run": asdict(pace),
-        "skipped": {"crowds": found.skipped.crowds, "small": found.skipped.small, "detections": found.unknown},
+        "settings": settings, "summary": summary, "this_run": asdict(pace), "annotations": asdict(usage),
+        "skipped": {"detections": found.unknown},
         "unreadable": {str(record.image_id): record.error for record in unread},
     }  # fmt: skip
     if found.detections is not None:
@@ -144,8 +151,10 @@ def _finish(
         print(format_table(report["average_precision"]))
     if pace.images:
         print(pace)
-    if found.skipped.crowds or found.skipped.small:
-        print(found.skipped)
+    if summary:
+        print(usage)
+    if found.detections is not None:
+        print(found.truth)
     if found.unknown:
         print(f"left out: {found.unknown} detections of images that the annotations do not know")
     if job.report and results:
@@ -157,15 +166,24 @@ def _finish(
         )
 
 
+def _usage(found: _Found, unread: Sequence[ImageRecord], summary: Sequence[dict[str, Any]]) -> Usage:
+    """How many annotations the summary is of, and what became of the others."""
+    failed = {record.image_id for record in unread}
+    of_failed = sum(len(image.annotations) for image in found.images if image.id in failed)
+    usage = found.usage.without("of images that cannot be read", of_failed)
+    # No protocol that needs a pixel of the mask can prompt for such, and EdgeSAM's does not score them.
+    return usage.without("without a pixel", usage.used - min((row["instances"] for row in summary), default=usage.used))
+
+
 def _settings(job: Job) -> dict[str, Any]:
     """Everything that a result depends on."""
     plan = job.plan
     return {
         "annotations": job.annotations.name,
-        "annotations_sha256": _sha256(job.annotations),
+        "annotations_sha256": sha256(job.annotations),
         "model": job.model or Path(job.checkpoint).name,
-        "checkpoint_sha256": None if job.checkpoint is None else _sha256(Path(job.checkpoint)),
-        "detections_sha256": None if job.detections is None else _sha256(job.detections),
+        "checkpoint_sha256": None if job.checkpoint is None else sha256(Path(job.checkpoint)),
+        "detections_sha256": None if job.detections is None else sha256(job.detections),
         "keep_ratio": list(plan.keep_ratios),
         "prompts": list(plan.prompts),
         "clicks": list(plan.clicks),
@@ -176,7 +194,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "dtype": job.precision + " native" * job.native,
         "batch_size": plan.batch_size,
         "focus": plan.focus,
-    }
+    } | ({"ignore_exif": True} if job.ignore_exif else {})  # absent in journals of before
 
 
 def _circumstances(job: Job, shard: Shard) -> dict[str, Any]:
@@ -190,17 +208,6 @@ def _circumstances(job: Job, shard: Shard) -> dict[str, Any]:
     }
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def _write_detections(job: Job, records: Sequence[ImageRecord], found: _Found) -> list[dict[str, Any]]:
     """A results JSON for each keep_ratio, and its AP."""
     sizes = {image.id: image.size for image in found.images}
@@ -212,8 +219,7 @@ def _write_detections(job: Job, records: Sequence[ImageRecord], found: _Found) -
         ]  # fmt: skip
         path = job.output / f"segmentations_keep_{ratio}.json"
         write_results(path, masks)
-        precision = average_precision(job.annotations, path, job.style, [record.image_id for record in records])
-        rows.append({"keep_ratio": ratio, "detections": len(masks), **precision})
+        rows.append({"keep_ratio": ratio, "detections": len(masks), **found.truth.average_precision(path)})
     return rows
 
 

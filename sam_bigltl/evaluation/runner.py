@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sam_bigltl.devices import synchronize
 from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage, read_photo
 from sam_bigltl.evaluation.decoding import Prediction, Predictor, Prompt, PromptLoop, decoder_for
 from sam_bigltl.evaluation.detections import Detection
 from sam_bigltl.evaluation.journal import ImageRecord
@@ -29,7 +29,6 @@ from sam_bigltl.evaluation.prompts import (
 )  # fmt: skip
 from sam_bigltl.evaluation.protocols import PROTOCOLS, Protocol
 from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.images import read_image
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _read_ahead(
 
     def read(image: CocoImage) -> np.ndarray | InputError:
         try:
-            return _read_pixels(image, folder)
+            return read_photo(folder / image.file_name, image)
         except InputError as error:
             return error
 
@@ -231,16 +230,6 @@ def _read_ahead(
                 yield first, pixels.result()
         for image, pixels in ahead:
             yield image, pixels.result()
-
-
-def _read_pixels(image: CocoImage, folder: Path) -> np.ndarray:
-    pixels = read_image(folder / image.file_name)
-    if pixels.shape[:2] != image.size:
-        raise InputError(
-            f"{folder / image.file_name} is {pixels.shape[0]} x {pixels.shape[1]} (height x width), but the "
-            f"annotations say {image.size[0]} x {image.size[1]}; use the images that were annotated"
-        )
-    return pixels
 
 
 def _image_record(

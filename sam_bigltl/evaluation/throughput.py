@@ -13,12 +13,11 @@ import torch
 from segment_anything import SamPredictor as PlainPredictor
 
 from sam_bigltl.errors import ArgumentParser, run_cli
-from sam_bigltl.evaluation.datasets import CocoImage, check_image_files, read_coco
+from sam_bigltl.evaluation.datasets import CocoImage, check_image_files, read_coco, read_photo
 from sam_bigltl.evaluation.metrics import mask_iou
 from sam_bigltl.evaluation.models import predictor_of_checkpoint
 from sam_bigltl.evaluation.prompts import Clicker, box_xyxy
 from sam_bigltl.evaluation.runner import Plan, check_keep_ratios, encode_masks, evaluate
-from sam_bigltl.images import read_image
 
 
 def plain_loop(predictor: PlainPredictor, image: CocoImage, folder: Path, clicks: int) -> dict[tuple, np.ndarray]:
@@ -27,7 +26,7 @@ def plain_loop(predictor: PlainPredictor, image: CocoImage, folder: Path, clicks
     Returns:
         boolean (H, W) masks by (annotation id, number of clicks), 0 clicks being the box.
     """
-    predictor.set_image(read_image(folder / image.file_name))
+    predictor.set_image(read_photo(folder / image.file_name, image))
     masks = {}
     for annotation in image.annotations:
         target = annotation.mask()
@@ -56,17 +55,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clicks", type=int, default=0, metavar="N", help="1 to N clicks after the box (0)")
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size)
     parser.add_argument("--limit", type=int, default=40, help="images (40)")
+    parser.add_argument("--ignore-exif", action="store_true", help="read images as they are stored")
     run_cli("throughput.py", _run, parser.parse_args(argv))
 
 
 def _run(args: argparse.Namespace) -> None:
-    images, _ = read_coco(args.annotations, crowds=True, min_area=1.0)
+    images, usage = read_coco(args.annotations, folder=args.images, ignore_exif=args.ignore_exif)
     images = images[: args.limit]
+    usage = usage.without("of images beyond --limit", usage.used - sum(len(image.annotations) for image in images))
     check_image_files(images, args.images)
     ours = predictor_of_checkpoint(args.checkpoint, torch.device("cpu"), "float32")
     check_keep_ratios(ours, (args.keep_ratio,))
     ours.model.image_encoder.keep_ratio = args.keep_ratio
     _measure(args, images, PlainPredictor(ours.model), ours)
+    print(usage)
 
 
 def _measure(args: argparse.Namespace, images: Sequence[CocoImage], plain: PlainPredictor, ours: Any) -> None:

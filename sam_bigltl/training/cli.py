@@ -80,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--balance", choices=["source"], help="draw each `source` of the JSON as the square root of its photographs (all alike)"
     )
+    parser.add_argument("--ignore-exif", action="store_true", help="read images as they are stored, as their masks do, "
+                        "not turned as EXIF says")  # fmt: skip
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on (protocol A, box and 1 click)")
     parser.add_argument("--val-images", type=int, default=48, help="images of them, evenly spaced (48)")
     parser.add_argument("--model", required=True, choices=sorted(ENCODERS), help="what to train")
@@ -143,8 +145,12 @@ def run(args: argparse.Namespace) -> None:
     )
     for ratio in config.keep_ratios:
         sam.image_encoder.keep_ratio = ratio  # checks it
-    batches = make_batches(args.data, args.images, sam, config)
-    validate = Validation(sam, args.val, args.images, args.val_images, config.keep_ratios) if args.val else None
+    batches = make_batches(args.data, args.images, sam, config, args.ignore_exif)
+    print(f"training {batches.usage}", flush=True)
+    validate = None
+    if args.val:
+        validate = Validation(sam, args.val, args.images, args.val_images, config.keep_ratios, args.ignore_exif)
+        print(f"validation {validate.usage}", flush=True)
     trainer = Trainer(sam, batches, config, args.output, teacher, validate)
     if args.resume:
         trainer.resume()

@@ -9,11 +9,16 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import ArgumentParser, InputError, run_cli
-from ..evaluation.datasets import MAX_COORDINATE, is_id, is_number, read_json
+from ..evaluation.datasets import CROWD, CocoImage, Usage, read_json, read_photo
+from ..evaluation.fields import (
+    annotation_name, as_id, check_name, id_key, is_crowd, is_id, is_number, located, whole_number
+)  # fmt: skip
+from ..evaluation.rle import MAX_COORDINATE
 from ..images import read_image
 
 
@@ -27,7 +32,8 @@ def crop_objects(
     classes: Sequence[str] | None,
     by: str = "name",
     most: int | None = None,
-) -> Counter[str]:
+    ignore_exif: bool = False,
+) -> tuple[Counter[str], Usage]:
     """Write a square crop around every object whose category is known.
 
     Args:
@@ -38,32 +44,45 @@ def crop_objects(
         classes: names of the classes to take; None for all.
         by: "name" or "supercategory" of the categories: what makes a class.
         most: crops of a class at most: the first of them, one of every photograph before the second of any.
+        ignore_exif: whether boxes are in the pixels as they are stored, not in the upright photograph.
 
     Returns:
-        crops a class. Raises InputError.
+        crops a class, and how many annotations are left out. Raises InputError.
     """
     data = read_json(annotations)
     names = _names(data, by, annotations)
-    photos = {
-        entry["id"]: entry for entry in data["images"] if is_id(entry.get("id")) and entry.get("category_known", True)
-    }
-    by_class: dict[str, dict[int, list[dict]]] = {}  # then by photograph
+    photos = {id_key(entry.get("id")): entry for entry in data["images"]}
+    by_class: dict[str, dict[str, list[dict]]] = {}  # then by photograph
+    usage, seen = Usage(len(data["annotations"])), set()
     for entry in data["annotations"]:
-        if not is_id(entry.get("image_id")) or entry["image_id"] not in photos or entry.get("iscrowd"):
-            continue
-        _check(entry, photos[entry["image_id"]], annotations)
-        name = names.get(entry["category_id"])
-        if min(entry["bbox"][2:]) >= smallest and name is not None and (classes is None or name in classes):
-            by_class.setdefault(name, {}).setdefault(entry["image_id"], []).append(entry)
+        where, image_id = annotation_name(entry, annotations, seen), id_key(entry.get("image_id"))
+        reason = None
+        if image_id is None or image_id not in photos:
+            reason = "of images that are not in the JSON"
+        elif not photos[image_id].get("category_known", True):
+            reason = "of images whose categories are not known"
+        elif is_crowd(entry, where):
+            reason = CROWD
+        else:
+            _check(entry, photos[image_id], where)
+            name = names.get(id_key(entry["category_id"]))
+            if name is None or (classes is not None and name not in classes):
+                reason = "of other classes"
+            elif min(entry["bbox"][2:]) < smallest:
+                reason = f"narrower than {smallest} pixels"
+            else:
+                by_class.setdefault(name, {}).setdefault(image_id, []).append(entry)
+        if reason:
+            usage = usage.without(reason, 1)
     counts: Counter[str] = Counter()
-    by_image: dict[int, list[dict]] = {}
+    by_image: dict[str, list[dict]] = {}
     for name, photographs in by_class.items():
         rounds = (entry for turn in zip_longest(*photographs.values()) for entry in turn if entry is not None)
         for entry in islice(rounds, most):
-            by_image.setdefault(entry["image_id"], []).append(entry)
+            by_image.setdefault(id_key(entry["image_id"]), []).append(entry)
+    usage = usage.without("beyond --most", usage.used - sum(map(len, by_image.values())))
     for image_id, entries in tqdm(by_image.items(), desc="crops", unit="image", disable=None):
-        path = images / photos[image_id]["file_name"]
-        photo = Image.fromarray(read_image(path))
+        photo = Image.fromarray(_pixels(photos[image_id], images, ignore_exif))
         for entry in entries:
             x, y, width, height = entry["bbox"]
             half = max(width, height) * (0.5 + margin)
@@ -71,19 +90,28 @@ def crop_objects(
             box = tuple(
                 round(value) for value in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
             )
-            name = names[entry["category_id"]]
+            name = names[id_key(entry["category_id"])]
             folder = output / _folder(name)
             folder.mkdir(parents=True, exist_ok=True)
             crop = photo.crop(box).resize((side, side), Image.Resampling.BICUBIC)  # beyond the photograph it is black
-            crop.save(folder / f"{image_id}_{entry['id']}.jpg", quality=92)
+            crop.save(folder / f"{image_id}_{as_id(entry['id'])}.jpg", quality=92)
             counts[name] += 1
     if not counts:
-        raise InputError(f"{annotations} has no objects of known categories that are large enough")
-    return counts
+        raise InputError(f"{annotations} has no objects of known categories that are large enough ({usage})")
+    return counts, usage
 
 
-def _names(data: dict[str, Any], by: str, path: Path) -> dict[int | str, str]:
-    """The class of every category."""
+def _pixels(entry: dict[str, Any], folder: Path, ignore_exif: bool) -> np.ndarray:
+    """A photograph, of the size that the JSON says if it does."""
+    name = located(entry["file_name"], folder)
+    sides = whole_number(entry.get("height")), whole_number(entry.get("width"))
+    if None in sides:
+        return read_image(folder / name, ignore_exif)
+    return read_photo(folder / name, CocoImage(as_id(entry["id"]), name, sides, ignore_exif=ignore_exif))
+
+
+def _names(data: dict[str, Any], by: str, path: Path) -> dict[str, str]:
+    """The class of every category, by `id_key`."""
     entries = data.get("categories")
     if not isinstance(entries, list) or not all(
         isinstance(entry, dict) and is_id(entry.get("id")) for entry in entries
@@ -92,15 +120,16 @@ def _names(data: dict[str, Any], by: str, path: Path) -> dict[int | str, str]:
     for entry in entries:
         if not isinstance(entry.get(by), str) or not _is_file_name(_folder(entry[by])):
             raise InputError(f"{path}: category {entry['id']} has no {by!r} that can be the name of a folder")
-    return {entry["id"]: entry[by] for entry in entries}
+    return {id_key(entry["id"]): entry[by] for entry in entries}
 
 
-def _check(entry: dict[str, Any], photo: dict[str, Any], path: Path) -> None:
-    """Raise InputError unless an object of `photo` can be cut out."""
-    where, box = f"{path}: annotation {entry.get('id')!r}", entry.get("bbox")
-    if not is_id(entry.get("id")) or not is_id(entry.get("category_id")) or not isinstance(photo.get("file_name"), str):
-        raise InputError(f"{where} has no 'id' or no 'category_id', or its image no 'file_name': add it")
-    if not all(_is_file_name(str(value)) for value in (entry["id"], entry["image_id"])):
+def _check(entry: dict[str, Any], photo: dict[str, Any], where: str) -> None:
+    """Raise InputError, beginning with `where`, unless an object of `photo` can be cut out."""
+    box = entry.get("bbox")
+    if not is_id(entry.get("category_id")):
+        raise InputError(f"{where} has no 'category_id': add it")
+    check_name(photo.get("file_name"), f"{where} is of an image that")
+    if not all(_is_file_name(id_key(value)) for value in (entry["id"], entry["image_id"])):
         raise InputError(f"{where} has an id that cannot be part of a file's name")
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) and abs(v) <= MAX_COORDINATE for v in box):
         raise InputError(f"{where} has no 'bbox' of four numbers [x, y, width, height]: fix it")
@@ -111,7 +140,7 @@ def _folder(name: str) -> str:
 
 
 def _is_file_name(text: str) -> bool:
-    return bool(text) and Path(text).name == text and len(text) < 100 and text.isprintable()
+    return text not in ("", ".", "..") and Path(text).name == text and len(text) < 100 and text.isprintable()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,15 +155,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--by", choices=["name", "supercategory"], default="name", help="what makes a class (name)")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes (default: all)")
     parser.add_argument("--most", type=int, help="crops of a class at most (default: all)")
+    parser.add_argument("--ignore-exif", action="store_true", help="read images as they are stored, as their boxes do, "
+                        "not turned as EXIF says")  # fmt: skip
 
     def run(args: argparse.Namespace) -> None:
         if min(args.side, args.smallest, 1 if args.most is None else args.most) < 1 or not 0 <= args.margin < 10:
             raise InputError("--side, --smallest and --most are at least 1 and --margin is not negative")
-        counts = crop_objects(
+        counts, usage = crop_objects(
             args.annotations, args.images, args.output, args.side, args.margin, args.smallest, args.classes, args.by,
-            args.most,
+            args.most, args.ignore_exif,
         )  # fmt: skip
         print(f"{sum(counts.values())} crops of {len(counts)} classes in {args.output}: ", end="")
         print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        print(usage)
 
     run_cli(parser.prog, run, parser.parse_args(argv))

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
-from ..evaluation.datasets import Annotation, check_image_files, load_coco, read_json
+from ..evaluation.datasets import Annotation, Usage, check_image_files, read_coco, read_json, read_photo
+from ..evaluation.fields import id_key
 from ..evaluation.prompts import tight_box
-from ..images import read_image
 from .augment import Cutout, degrade, jitter_colour, paste
 from .losses import MASK_STRIDE
 from .rounds import draw_rounds
@@ -80,20 +80,18 @@ class MaskBatches(Dataset):
 
     def __init__(
         self, annotations: Sequence[str | Path], images: str | Path, config: SampleConfig, batch_size: int, seed: int,
-        steps: int,
+        steps: int, ignore_exif: bool = False,
     ) -> None:  # fmt: skip
-        self.images, sources = [], []
+        self.images, self.usage, sources = [], Usage(0), []
         for path in annotations:
-            loaded = load_coco(path)
+            # A crowd is not an object that a prompt could mean.
+            loaded, usage = read_coco(path, crowds=False, folder=images, ignore_exif=ignore_exif)
             named = _sources(path) if config.balance else {}
             self.images += loaded
-            sources += [named.get(image.id, "") for image in loaded]
-        for image in self.images:  # a crowd is not an object that a prompt could mean
-            image.annotations = [_boxed(annotation) for annotation in image.annotations if not annotation.iscrowd]
-        sources = [source for source, image in zip(sources, self.images) if image.annotations]
-        self.images = [image for image in self.images if image.annotations]
-        if not self.images:
-            raise InputError(f"{' and '.join(map(str, annotations))} has crowds only: there is nothing to train on")
+            self.usage += usage
+            sources += [named.get(str(image.id), "") for image in loaded]
+        for image in self.images:
+            image.annotations = [_boxed(annotation) for annotation in image.annotations]
         check_image_files(self.images, images)
         self.folder = Path(images)
         self.config = config
@@ -198,12 +196,7 @@ class MaskBatches(Dataset):
 
 
     def _read(self, index: int) -> np.ndarray:
-        photo = read_image(self.folder / self.images[index].file_name)
-        if photo.shape[:2] != self.images[index].size:
-            name, (rows, columns) = self.images[index].file_name, self.images[index].size
-            size = f"{photo.shape[1]} x {photo.shape[0]}"
-            raise InputError(f"{name} is {size} pixels, but its entry in the JSON says {columns} x {rows}")
-        return photo
+        return read_photo(self.folder / self.images[index].file_name, self.images[index])
 
     def _cutout(self, rng: np.random.Generator) -> Cutout:
         """A random object of a random photograph, one of the larger ones there."""
@@ -218,9 +211,9 @@ class MaskBatches(Dataset):
         return Cutout(pixels, mask[y0:y1, x0:x1].astype(np.uint8) * 255)
 
 
-def _sources(path: str | Path) -> dict[int | str, str]:
+def _sources(path: str | Path) -> dict[str | None, str]:
     """The `source` of each image of a COCO-format file."""
-    sources = {entry["id"]: entry.get("source") for entry in read_json(path)["images"]}
+    sources = {id_key(entry.get("id")): entry.get("source") for entry in read_json(path)["images"]}
     if None in sources.values():
         raise InputError(f"{path}: balancing by source needs a \"source\" in every image's entry")
     return sources

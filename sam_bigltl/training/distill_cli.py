@@ -85,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-urls", action="store_true",
         help="--data may be addresses of shards (http:, gs:, ...) or shell commands that write one (pipe:...)",
     )  # fmt: skip
+    parser.add_argument("--ignore-exif", action="store_true", help="read the JSON's photographs as they are stored, as "
+                        "their masks do, not turned as EXIF says")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--stages", default="1", help="1, 2 or 1,2 (1)")
     parser.add_argument(
@@ -146,7 +148,9 @@ def run(args: argparse.Namespace) -> None:
     processes = PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=12))
     device = processes.device if args.device is None or processes.num_processes > 1 else parse_device(args.device)
     torch.manual_seed(args.seed)
-    source = open_source(args.data, args.images, args.allow_urls)
+    source = open_source(args.data, args.images, args.allow_urls, args.ignore_exif)
+    if source.usage and processes.is_main_process:
+        print(f"training {source.usage}", flush=True)
     if 2 in stages and not source.has_masks:
         raise InputError(
             f"stage 2 prompts with objects, and {args.data} has no masks: use --stages 1, or data with masks"
@@ -161,7 +165,10 @@ def run(args: argparse.Namespace) -> None:
     validate = None
     if args.val:
         ratios = tuple(args.keep_ratio_range or args.keep_ratios)
-        validate = Validation(student, args.val, args.images or args.val.parent, args.val_images, ratios)
+        folder = args.images or args.val.parent
+        validate = Validation(student, args.val, folder, args.val_images, ratios, args.ignore_exif)
+        if processes.is_main_process:
+            print(f"validation {validate.usage}", flush=True)
     for config in configs:
         _run_stage(_Job(args, student, teacher, source, cache, validate), replace(config, **about))
 

@@ -142,7 +142,9 @@ class Trainer(Loop):
             yield [batch]
 
 
-def make_batches(annotations: Sequence[Path], images: Path, sam: Sam, config: TrainConfig) -> MaskBatches:
+def make_batches(
+    annotations: Sequence[Path], images: Path, sam: Sam, config: TrainConfig, ignore_exif: bool = False
+) -> MaskBatches:
     """The batches that `config` asks for, in the frame of `sam`."""
     encoder = sam.image_encoder
     if config.crop % encoder.patch_size or not 0 < config.crop <= encoder.img_size:
@@ -151,4 +153,4 @@ def make_batches(annotations: Sequence[Path], images: Path, sam: Sam, config: Tr
         )
     shared = {field.name: getattr(config, field.name) for field in fields(SampleConfig) if hasattr(config, field.name)}
     sample = SampleConfig(frame=encoder.img_size, patch=encoder.patch_size, **shared)
-    return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps)
+    return MaskBatches(annotations, images, sample, config.batch_size, config.seed, config.steps, ignore_exif)

@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.datasets import CocoImage, check_image_files, check_rle, load_coco
+from ..evaluation.datasets import CROWD, CocoImage, Usage, check_image_files, check_rle, read_coco, read_photo
 from ..files import encodable
 from ..images import decode_image, read_image
 from .photos import SUFFIXES, is_hidden, preprocess
@@ -42,9 +42,15 @@ class Photo:
 
 
 class Source(ABC):
-    """Where photographs come from. `has_masks`: whether they come with objects."""
+    """Where photographs come from.
+
+    Attributes:
+        has_masks: whether they come with objects.
+        usage: how many annotations of a JSON are used, or None.
+    """
 
     has_masks: bool
+    usage: Usage | None = None
 
     @abstractmethod
     def stream(
@@ -70,9 +76,11 @@ class ListedSource(Source):
 
     Args:
         entries: (key, path, image of the JSON or None).
+        usage: of the JSON's annotations.
     """
 
-    def __init__(self, entries: Sequence[tuple[str, Path, CocoImage | None]]) -> None:
+    def __init__(self, entries: Sequence[tuple[str, Path, CocoImage | None]], usage: Usage | None = None) -> None:
+        self.usage = usage
         self.entries = {encodable(key): (path, image) for key, path, image in entries}
         self.keys = list(self.entries)
         self.has_masks = any(image is not None for _, image in self.entries.values())
@@ -110,15 +118,11 @@ class ListedSource(Source):
     def _photo(self, key: str) -> Photo | Skipped:
         path, image = self.entries[key]
         try:
-            pixels = read_image(path)
+            pixels = read_image(path) if image is None else read_photo(path, image)
         except InputError as error:
             return Skipped(key, str(error))
         if image is None:
             return Photo(key, pixels)
-        if pixels.shape[:2] != image.size:
-            return Skipped(
-                key, f"is {pixels.shape[1]} x {pixels.shape[0]}, the JSON says {image.size[1]} x {image.size[0]}"
-            )
         return Photo(key, pixels, [each.rle() for each in image.annotations if not each.iscrowd])
 
 
@@ -219,11 +223,13 @@ def _masks(content: bytes, key: str, size: tuple[int, int]) -> list[dict[str, An
     for number, mask in enumerate(masks):
         if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
             raise InputError(f"{key}.json: segmentation {number} is no compressed RLE")
-        check_rle(mask, image, f"{key}.json: segmentation {number}")
+        masks[number] = check_rle(mask, image, f"{key}.json: segmentation {number}")
     return masks
 
 
-def open_source(data: str, images: Path | None = None, addresses: bool = False) -> Source:
+def open_source(
+    data: str, images: Path | None = None, addresses: bool = False, ignore_exif: bool = False
+) -> Source:
     """The photographs that `data` names.
 
     Args:
@@ -239,9 +245,10 @@ def open_source(data: str, images: Path | None = None, addresses: bool = False) 
     if path.suffix.lower() == ".json":
         if images is None:
             raise InputError(f"{data} is a COCO-format JSON: give the folder of its photographs with --images")
-        listed = load_coco(path)
+        listed, usage = read_coco(path, folder=images, ignore_exif=ignore_exif)
         check_image_files(listed, images)
-        return ListedSource([(str(image.id), images / image.file_name, image) for image in listed])
+        usage = usage.without(CROWD, sum(each.iscrowd for image in listed for each in image.annotations))
+        return ListedSource([(str(image.id), images / image.file_name, image) for image in listed], usage)
     if path.is_dir():
         shards = shards_in(path)
         if shards:

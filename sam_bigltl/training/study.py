@@ -23,10 +23,9 @@ from segment_anything.modeling import Sam
 
 from ..convert import convert_sam, load_sam
 from ..errors import ArgumentParser, InputError, run_cli
-from ..evaluation.datasets import CocoImage, check_image_files, load_coco
+from ..evaluation.datasets import check_image_files, read_coco, read_photo
 from ..evaluation.prompts import in_frame
 from ..evaluation.runner import Plan, evaluate, summary_rows
-from ..images import read_image
 from ..latency.timing import measure, timed
 from ..predictor import SamPredictor
 from ..warm_start import warm_start
@@ -163,7 +162,10 @@ class Study:
         self, teacher: Path, data: Path, runs: Path, table: Path, steps: int, limit: int | None = None
     ) -> None:
         self.teacher_path, self.data, self.runs, self.table, self.steps = teacher, data, runs, table, steps
-        self.images: list[CocoImage] = load_coco(data / "dev.json")[:limit]
+        images, usage = read_coco(data / "dev.json", folder=data / "images")
+        self.images = images[:limit]
+        rest = usage.used - sum(len(image.annotations) for image in self.images)
+        print(usage.without("of images beyond --limit", rest))
         check_image_files(self.images, data / "images")
         self.source = open_source(str(data / "train.json"), data / "images")
         self.mark = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
@@ -250,7 +252,7 @@ class Study:
             for number, annotation in enumerate(image.annotations):
                 mask = torch.from_numpy(in_frame(annotation.mask(), side))
                 frame[number, : mask.shape[0], : mask.shape[1]] = mask
-            pixels = read_image(self.data / "images" / image.file_name)
+            pixels = read_photo(self.data / "images" / image.file_name, image)
             truth[digest(pixels)] = ablations.boundary_scores(frame, sam.image_encoder.config.side)
         return truth
 

@@ -10,7 +10,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.datasets import check_image_files, load_coco
+from ..evaluation.datasets import check_image_files, read_coco
 from ..evaluation.runner import Plan, evaluate, summary_rows
 from ..predictor import SamPredictor
 
@@ -22,12 +22,21 @@ class Validation:
         sam: the model in training; a copy of it is evaluated.
         annotations, folder: COCO-format masks and the folder of their images.
         count: images.
+        ignore_exif: see `load_coco`.
+
+    Attributes:
+        usage: of the annotations, those of images that are not among the `count` included.
     """
 
-    def __init__(self, sam: Sam, annotations: Path, folder: Path, count: int, keep_ratios: tuple[float, ...]) -> None:
-        images = load_coco(annotations)
+    def __init__(
+        self, sam: Sam, annotations: Path, folder: Path, count: int, keep_ratios: tuple[float, ...],
+        ignore_exif: bool = False,
+    ) -> None:  # fmt: skip
+        images, usage = read_coco(annotations, folder=folder, ignore_exif=ignore_exif)
         chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
         self.images = [images[index] for index in chosen]
+        rest = usage.used - sum(len(image.annotations) for image in self.images)
+        self.usage = usage.without("of images beyond --val-images", rest)
         check_image_files(self.images, folder)
         self.folder = folder
         self.sam = copy.deepcopy(sam).eval()
