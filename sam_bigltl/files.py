@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
+from .errors import InputError
+
 
 @contextmanager
 def whole_path(path: str | PathLike[str]) -> Iterator[Path]:
@@ -41,11 +43,14 @@ def remove_partial(path: Path) -> None:
 
 
 def sha256(path: str | PathLike[str]) -> str:
-    """The SHA-256 of a file, in hexadecimal digits. Raises OSError."""
+    """The SHA-256 of a file, in hexadecimal digits. Raises InputError where it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
 
 

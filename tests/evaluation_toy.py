@@ -214,7 +214,7 @@ def stub_model(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The command line with the fake predictor in place of a loaded model."""
     predictor = FakePredictor()
     monkeypatch.setattr(evaluation_run, "predictor_of_checkpoint", lambda path, device, precision, native: predictor)
-    monkeypatch.setattr(evaluation_run, "_sha256", lambda path: path.name)
+    monkeypatch.setattr(evaluation_run, "sha256", lambda path: path.name)
     return predictor.encoder
 
 
