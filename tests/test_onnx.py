@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -312,3 +313,14 @@ def test_rows_of_the_benchmark() -> None:
     assert "| 1 box | bigltl_mini | 0.5 | onnxruntime float32 | 500.0 | 2.00x |" in table(rows)
     alone = result_rows(cases[2:3], times[2:3], {})
     assert alone[0]["speedup_vs_torch_float32"] is None and "| - |" in table(alone)
+
+
+def test_a_folder_whose_name_is_not_utf8(folder, tmp_path):
+    copied = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(folder, copied)
+    answers = []
+    for each in (folder, copied):
+        predictor = OnnxSamPredictor(each, threads=1)
+        predictor.set_image(picture(*SIZE))
+        answers.append(predictor.predict(box=np.array([4, 4, 40, 30]))[0])
+    assert (answers[0] == answers[1]).all()

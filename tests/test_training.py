@@ -263,6 +263,22 @@ def test_resuming_refuses_what_would_not_continue_the_run(shapes, tmp_path):
             trainer(shapes, tmp_path, replace(CONFIG, steps=1)).resume()
 
 
+def test_a_state_is_saved_beside_planted_links_and_leftovers(shapes, tmp_path):
+    run, output = trainer(shapes, tmp_path / "run"), tmp_path / "run"
+    (tmp_path / "victim").write_text("theirs")
+    for name in ("state.partial", "state.pt.part", "state.pt.tmp", "state.pt"):
+        (output / name).symlink_to(tmp_path / "victim")
+    (output / "partial-state-1").mkdir()
+    (output / "partial-state-1" / "part").write_bytes(b"of a killed process")
+    run.save()
+    assert (tmp_path / "victim").read_text() == "theirs" and not (output / "state.pt").is_symlink()
+    assert torch.load(output / "state.pt", weights_only=True)["step"] == 0 and not list(output.glob("partial-*"))
+    (output / "state.pt").unlink()
+    (output / "state.pt").mkdir()
+    with pytest.raises(InputError, match="cannot be written .*--resume"):
+        run.save()
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(shapes, tmp_path):
     run = trainer(shapes, tmp_path)
     with torch.no_grad():
