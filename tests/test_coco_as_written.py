@@ -59,9 +59,7 @@ def batches(path: Path, **more: Any) -> MaskBatches:
 
 
 # ---------------------------------------------------------------- crowds
-@pytest.mark.parametrize(
-    ("object_", "crowd"), [(0, 1), ("0", "1"), (False, True), (0.0, 1.0), (None, 1)], ids=["0", "text", "bool", "float", "null"]
-)
+@pytest.mark.parametrize(("object_", "crowd"), [(0, 1), ("0", "1"), (False, True), (0.0, 1.0), (None, 1)])
 @pytest.mark.parametrize("protocol", ["A", "B", "C"])
 def test_crowds_in_every_spelling(
     object_: Any, crowd: Any, protocol: str, data: SimpleNamespace, stub_model: SimpleNamespace,  # noqa: F811
@@ -172,7 +170,7 @@ def test_object_crops(data: SimpleNamespace, capsys: pytest.CaptureFixture) -> N
         (lambda content: content["annotations"][1].update(id="7"), "annotation id 7 appears twice"),
         (lambda content: content["images"][0].update(file_name="../30.png"), "leads out of the folder"),
         (lambda content: content["categories"][0].update(name=".."), "can be the name of a folder"),
-        (lambda content: content["images"][0].update(height=9, width=9), "32 x 24 pixels, but the annotations say 9 x 9"),
+        (lambda content: content["images"][0].update(height=9, width=9), "but the annotations say 9 x 9"),
     ):
         with pytest.raises(SystemExit):
             crops(data, changed(change))
@@ -182,7 +180,9 @@ def test_object_crops(data: SimpleNamespace, capsys: pytest.CaptureFixture) -> N
 
 # ---------------------------------------------------------------- encodings
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_encodings(encoding: str, data: SimpleNamespace, stub_model: SimpleNamespace, tmp_path: Path) -> None:  # noqa: F811
+def test_encodings(
+    encoding: str, data: SimpleNamespace, stub_model: SimpleNamespace, tmp_path: Path  # noqa: F811
+) -> None:
     (data.images / "30.png").rename(data.images / "dreißig.png")
     content = changed(lambda content: content["images"][0].update(file_name="dreißig.png"))
     expected = figures(data, content)
@@ -242,13 +242,14 @@ def test_detections_with_other_spellings_of_ids(data: SimpleNamespace, tmp_path:
     rows = [{"image_id": 30, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1, "segmentation": compressed(TARGETS[1])}]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     data.write(whole())
-    expected = load_detections(tmp_path / "r.json", load_coco(data.json)), average_precision(data.json, tmp_path / "r.json")
+    expected = list(load_detections(tmp_path / "r.json", load_coco(data.json))[0])
+    precision = average_precision(data.json, tmp_path / "r.json")
     for spell in (str, float):
         rows[0].update(image_id=spell(30), category_id=spell(1))
         (tmp_path / "r.json").write_text(json.dumps(rows))
         found, unknown = load_detections(tmp_path / "r.json", load_coco(data.json))
-        assert list(found) == list(expected[0][0]) and unknown == 0 and found[30][0].image_id == 30
-        assert average_precision(data.json, tmp_path / "r.json") == expected[1]
+        assert list(found) == expected and unknown == 0 and found[30][0].image_id == 30
+        assert average_precision(data.json, tmp_path / "r.json") == precision
 
 
 def test_missing_areas_are_those_of_the_masks(data: SimpleNamespace) -> None:  # noqa: F811
@@ -296,7 +297,7 @@ def test_duplicate_annotation_ids_are_refused_when_loaded(twin: Any, data: Simpl
 
 
 def test_ids_with_half_a_surrogate_pair(data: SimpleNamespace, tmp_path: Path) -> None:  # noqa: F811
-    for part, word in (("images", "an image has no integer or string 'id'"), ("annotations", "no integer or string 'id'")):
+    for part, word in (("images", "an image has no integer"), ("annotations", "an annotation of image .* has no integer")):
         data.write(changed(lambda content, part=part: content[part][1].update(id="\ud800")))
         with pytest.raises(InputError, match=word):
             load_coco(data.json)
