@@ -1,9 +1,9 @@
 """Make the shipped weights from the data: a dense teacher in phases, then its big.LITTLE student.
 
-    python checkpoints/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json --runs runs
+    python eval/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json --runs runs
 
 Interrupted, the same command goes on where it was. Each phase is one `sam-bigltl` command, printed before it runs, with a
-folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to this folder.
+folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to checkpoints/.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from sam_bigltl.convert import load_sam, save_sam
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 
-HERE = Path(__file__).resolve().parent
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
         before = made
     if args.install:
         for source, name in ((teacher, "vit_mini"), (before, "bigltl_mini")):
-            save_sam(load_sam(source), HERE / f"{name}.safetensors", torch.float16)
-            print(f"wrote {HERE / name}.safetensors")
+            save_sam(load_sam(source), CHECKPOINTS / f"{name}.safetensors", torch.float16)
+            print(f"wrote {CHECKPOINTS / name}.safetensors")
 
 
 def _check(args: argparse.Namespace) -> None:
