@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -37,6 +38,15 @@ def remove_partial(path: Path) -> None:
     for folder in path.parent.iterdir() if path.parent.is_dir() else ():
         if folder.name.startswith(prefix):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def encodable(text: str) -> str:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from . import flag_checks, segment
 from .devices import parse_device
-from .download import sha256
 from .errors import InputError
 from .evaluation.files import load_json, whole_file
+from .files import sha256
 from .images import read_image
 from .precision import check_precision
 from .predictor import SamPredictor
@@ -39,7 +39,8 @@ Prompts = dict[str, list[Prompt | InputError]]  # by file name, relative to the 
 def run_folder(args: argparse.Namespace) -> None:
     """Segment the photographs that `args.prompts` names.
 
-    Exits with code 1 if some of them, or some prompts, could not be used. Raises InputError on bad arguments, bad prompts, or results of other settings in `args.out`.
+    Exits with code 1 if some of them, or some prompts, could not be used. Raises InputError on bad arguments, a file
+    without prompts, or results of other settings in `args.out`.
     """
     folder, out = Path(args.image), Path(args.out)
     if args.prompts is None:
@@ -78,8 +79,8 @@ def run_folder(args: argparse.Namespace) -> None:
 def load_prompts(path: str | Path, folder: Path) -> Prompts:
     """Read what to segment: a JSON object of file names, each with a list of prompts as `Prompt.record` writes them.
 
-    Names are relative to `folder`, with / or, as Windows has them, with \\. A prompt that no photograph can be asked, such
-    as a box without an area, becomes the InputError that says so.
+    Names are relative to `folder`, with / or, as Windows has them, with \\. A prompt that no photograph can be asked,
+    such as a box without an area, becomes the InputError that says so.
 
     Raises:
         InputError: no such file, one of another form, or one without any prompt to use; the message names the entry.
