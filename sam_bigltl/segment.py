@@ -139,7 +139,7 @@ def add_segment_arguments(parser: argparse.ArgumentParser) -> None:
 def run_segment(args: argparse.Namespace) -> None:
     """Segment `args.image`, write the results to `args.out`, and print a table.
 
-    Exits with code 1 if some of the prompts cannot be used. Raises InputError on bad input, and where there is no other prompt.
+    Exits with code 1 if some of the prompts cannot be used. Raises InputError on bad input, or if none of them can.
     """
     if Path(args.image).is_dir():
         from .segment_folder import run_folder

@@ -40,7 +40,8 @@ Prompts = dict[str, list[Prompt | InputError]]  # by file name, relative to the 
 def run_folder(args: argparse.Namespace) -> None:
     """Segment the photographs that `args.prompts` names.
 
-    Exits with code 1 if some of them, or some prompts, could not be used. Raises InputError on bad arguments, bad prompts, or results of other settings in `args.out`.
+    Exits with code 1 if some of them, or some prompts, could not be used. Raises InputError on bad arguments, a file
+    without prompts, or results of other settings in `args.out`.
     """
     folder, out = Path(args.image), Path(args.out)
     if args.prompts is None:
@@ -76,11 +77,11 @@ def run_folder(args: argparse.Namespace) -> None:
         segment.name_and_exit(wrong)
 
 
-def load_prompts(path: str | Path, folder: Path) -> Prompts:
+def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
     """Read what to segment: a JSON object of file names, each with a list of prompts as `Prompt.record` writes them.
 
-    Names are relative to `folder`, with / or, as Windows has them, with \\. A prompt that no photograph can be asked, such
-    as a box without an area, becomes the InputError that says so.
+    Names are relative to `folder`, with / or, as Windows has them, with \\. A prompt that no photograph can be asked,
+    such as a box without an area, becomes the InputError that says so.
 
     Raises:
         InputError: no such file, one of another form, or one without any prompt to use; the message names the entry.
@@ -93,7 +94,7 @@ def load_prompts(path: str | Path, folder: Path) -> Prompts:
     stems: dict[Path, str] = {}
     first_error = None
     for name, records in content.items():
-        name = located(name, folder)
+        name = located(name, Path(folder))
         pure = PurePath(name)
         if not pure.name or pure.anchor or ".." in pure.parts:
             raise InputError(f"{path}: {name!r} is no file of the folder: give names relative to it")

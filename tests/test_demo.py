@@ -102,6 +102,8 @@ def test_scenes_and_their_history() -> None:
     assert [item.name for item in gone.items] == ["red car"] and gone.active == 0
     empty = act(History(gone), {"kind": "remove", "index": 0}, SIZE).present
     assert empty.items[0].is_empty and empty.items[0].name == "object 3"
+    half = act(history, {"kind": "rename", "index": 0, "name": "a \ud800"}, SIZE).present  # which no download could hold
+    assert half.items[0].name == "a \\ud800"
     looked = act(history, {"kind": "select", "index": 0}, SIZE)
     assert looked.present.active == 0 and looked.past == history.past
     assert act(History(), {"kind": "new"}, SIZE).present == Scene()  # the empty one is new enough
@@ -150,6 +152,7 @@ def test_photographs() -> None:
     small = open_photo(encoded(picture()), "/etc/b.png", 60)
     assert small.image.shape == (45, 60, 3) and small.original == (90, 120) and small.file_name == "b.png"
     assert small.note == "120 x 90 px, reduced to 60 x 45"
+    assert open_photo(encoded(picture()), "caf\udce9 \u56fe.png", 60).file_name == "caf\\udce9 \u56fe.png"
     again = open_photo(encoded(picture()), "c.png", 60)
     assert again.key == small.key != open_photo(encoded(picture(1)), "c.png", 60).key
     for data, message in (

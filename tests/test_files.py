@@ -141,6 +141,14 @@ def test_no_planted_link_is_followed(tmp_path, name, write):
     assert not list(path.parent.glob("partial-*"))
 
 
+@pytest.mark.parametrize(("name", "write"), WRITERS.values(), ids=WRITERS)
+def test_what_cannot_be_written_is_one_line(tmp_path, name, write):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="cannot write") as error:
+        write(tmp_path / "file" / name)
+    assert "\n" not in str(error.value) and str(tmp_path / "file") in str(error.value)
+
+
 # ---------------------------------------------------------------- names and text
 def test_a_picture_of_a_format_that_is_not_known_is_refused(tmp_path):
     for name in ("a", "a.nothing"):

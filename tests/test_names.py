@@ -88,8 +88,9 @@ def test_without_a_terminal():
 
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "ENAMETOOLONG"])
 def test_what_a_disk_refuses_is_one_line(code):
-    program = f"import errno; from sam_bigltl.errors import run_cli\ndef f(_): raise OSError(errno.{code}, 'x', 'a\\nb')\n"
-    done = run("-c", program + "run_cli('prog', f, None)", terminal="utf-8")
+    program = "import errno; from sam_bigltl.errors import run_cli\n"
+    program += f"def refused(_): raise OSError(errno.{code}, 'x', 'a\\nb')\nrun_cli('prog', refused, None)"
+    done = run("-c", program, terminal="utf-8")
     assert done.returncode == 2 and done.stderr.startswith(b"prog: error: ") and done.stderr.endswith(b": a b\n")
 
 
@@ -125,7 +126,7 @@ def test_help_is_plain(command):
 def test_segment(terminal, tmp_path):
     photo, out = tmp_path / f"{NAME}.png", tmp_path / NAME / "out"
     Image.fromarray(picture(48, 80)).save(photo)
-    done = run("-m", "sam_bigltl.cli", "segment", os.fsencode(photo).decode(errors="surrogateescape"), "--box", "5,4,60,40",
+    done = run("-m", "sam_bigltl.cli", "segment", photo, "--box", "5,4,60,40",
                "--out", out, "--keep-ratio", 0.25, "--device", "cpu", terminal=terminal)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert b"caf\\udce9_masks.json" in done.stdout and done.stdout.isascii()

@@ -188,6 +188,12 @@ def test_what_rounding_has_put_outside_is_clipped(segment, photos, checkpoint, c
     assert "1 were there already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_as_editors_save_them(tmp_path, encoding):
+    (tmp_path / "prompts.json").write_text(json.dumps({"café.png": BOXES}, ensure_ascii=False), encoding=encoding)
+    assert load_prompts(tmp_path / "prompts.json", tmp_path).keys() == {"café.png"}
+
+
 def test_names_with_backslashes_are_those_of_subfolders(segment, photos):
     prompts = {"a.png": BOXES, "sub\\c.png": BOXES}
     out = segment(prompts=prompts)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
+from ..files import encodable
 from ..images import decode_image
 
 MOST_BYTES = 40 * 2**20
@@ -54,7 +55,7 @@ def open_photo(content: bytes, file_name: str, longest: int) -> Photo:
     Raises:
         InputError: no image, a damaged one, or one that is too large to open.
     """
-    name = Path(file_name.replace("\\", "/")).name[:80] or "photo"
+    name = encodable(Path(file_name.replace("\\", "/")).name[:80]) or "photo"
     if not content:
         raise InputError(f"{name} is empty (0 bytes): choose a JPEG, PNG or other image file")
     if len(content) > MOST_BYTES:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError
+from ..files import encodable
 from ..segment import Prompt
 
 _MOST_ITEMS = 64
@@ -93,7 +94,7 @@ class Scene:
 
     def renamed(self, index: int, name: str) -> Scene:
         """Object `index` has another name."""
-        name = " ".join(name.split())[:_LONGEST_NAME]
+        name = encodable(" ".join(name.split())[:_LONGEST_NAME])
         if not name:
             raise InputError("a name needs at least one letter")
         items = list(self.items)
