@@ -386,7 +386,7 @@ def test_orientation_in_training_and_crops(
     found = batches(path, ignore_exif=True)[1]
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
     for ignore, masks in ((False, 0), (True, len(batches(path).images))):
-        source = open_source(str(path), path.parent / "images", ignore)
+        source = open_source(str(path), path.parent / "images", ignore_exif=ignore)
         photos = [photo for key in source.units() for photo in source.unit(key)]
         assert sum(hasattr(photo, "masks") for photo in photos) == masks
 
