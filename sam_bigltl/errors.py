@@ -69,8 +69,16 @@ def escape_output() -> None:
 
 
 def _fail(prog: str, reason: str) -> NoReturn:
-    print(f"{prog}: error: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"{prog}: error: {in_one_line(reason)}", file=sys.stderr)
     sys.exit(2)
+
+
+def in_one_line(text: str) -> str:
+    """`text` without line breaks, control characters escaped: in a file's name they would reach the terminal."""
+    return "".join(
+        letter if letter.isprintable() or "\udc80" <= letter <= "\udcff" else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
 
 
 def _shortened(text: str) -> str:

@@ -59,7 +59,7 @@ def test_many_images(tmp_path):
 
 def test_keep_ratio(tmp_path):
     rows = [line.split() for line in succeed("keep_ratio", tmp_path).splitlines()[1:3]]
-    assert [row[:2] for row in rows] == [["1", "784"], ["0.25", "196"]]  # of the 28 x 28 tokens of 448 px
+    assert [row[:2] for row in rows] == [["1", "1600"], ["0.25", "400"]]  # of the 40 x 40 tokens of 640 px
     assert float(rows[0][4]) == 1.0 and 0.7 < float(rows[1][4]) <= 1.0
     assert (read_image(tmp_path / "routing_1.png") != read_image(tmp_path / "routing_0.25.png")).any()
 

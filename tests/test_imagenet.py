@@ -110,7 +110,7 @@ def test_a_probe_and_a_timm_model(setup: list[str], tmp_path: Path) -> None:
     backbone = ROOT / "checkpoints" / "bigltl_mini.safetensors"
     common = [*setup[:2], "--batch-size", "9", "--workers", "0", "--device", "cpu"]
     imagenet.main([*common, "--backbone", str(backbone), "--keep-ratio", "0.5", "--output", str(tmp_path / "probe")])
-    assert results(tmp_path / "probe")[0]["image_size"] == "448"
+    assert results(tmp_path / "probe")[0]["image_size"] == "640"
     imagenet.main([*common, "--model", "vit_tiny_patch16_224", *setup[4:10], "--output", str(tmp_path / "vit")])
     assert results(tmp_path / "vit")[0]["model"] == "vit_tiny_patch16_224"
 
@@ -174,10 +174,10 @@ def test_costs_are_the_formulas(ratio: float) -> None:
     linear = [cost for cost in costs.values() if cost.formula is not None]
     assert len(linear) == (3 if ratio == 1.0 else 10)
     assert all(cost.counted == cost.formula for cost in linear)
-    n, c = 28 * 28, 192
+    n, c = 40 * 40, 256
     attention = costs["attention of both paths"].counted
-    if ratio == 1.0:  # four layers in 16 windows of 49 tokens, four global ones, and their relative positions
-        assert attention == pytest.approx(4 * 2 * n * 49 * c + 4 * 2 * n * n * c, rel=0.08)
+    if ratio == 1.0:  # three layers in 25 windows of 64 tokens, three global ones, and their relative positions
+        assert attention == pytest.approx(3 * 2 * n * 64 * c + 3 * 2 * n * n * c, rel=0.08)
     assert encoder.keep_ratio == 1.0
     assert "6.5 N C^2 + N^2 C" in layer_cost.report(encoder, ratio)
 

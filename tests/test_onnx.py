@@ -303,7 +303,7 @@ def test_a_missing_exporter_is_one_line(tmp_path: Path) -> None:
 
 def test_rows_of_the_benchmark() -> None:
     kinds = (("torch", "float32", False), ("torch", "int8", True), ("onnxruntime", "float32", False))
-    cases = [Timed(task, "bigltl_mini", 0.5, *kind, 448, None) for kind in kinds for task in ("encoder", "1 box")]
+    cases = [Timed(task, "bigltl_mini", 0.5, *kind, 640, None) for kind in kinds for task in ("encoder", "1 box")]
     times = [[4.0, 2.0, 9.0], [1.0], [2.0], [5.0], [8.0], [0.5]]
     rows = result_rows(cases, times, {"threads": 1})
     assert [(row["task"], row["runtime"], row["dtype"], row["speedup_vs_torch_float32"]) for row in rows] == [

@@ -99,7 +99,7 @@ def test_masks_are_those_of_the_predictor(run, photo, mini, tmp_path):
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("text,expected", [("0.5", 0.5), ("auto", "auto"), ("1,0.5,0.5,0.25", (1.0, 0.5, 0.5, 0.25))])
+@pytest.mark.parametrize("text,expected", [("0.5", 0.5), ("auto", "auto"), ("1,0.5,0.25", (1.0, 0.5, 0.25))])
 def test_keep_ratio_reaches_the_encoder(run, photo, mini, tmp_path, text, expected):
     run(photo, "--point", "9,9", "--keep-ratio", text, "--out", tmp_path)
     assert mini.image_encoder.keep_ratio == expected

@@ -35,7 +35,7 @@ NAMES = (
     b"pipe:touch PWNED #.jpg", b"http:x.jpg", b"IMG.2023.01.jpg", b".hidden.jpg", b"a.tif", b"a.jfif",
 )  # fmt: skip
 TARS = (b"a.tar", b"pipe:touch PWNED #.tar", b"file:a.tar", b"caf\xe9.tar", b"b.tgz", b"c.tar.gz", b"{0..3}.tar", b"-d.tar")
-CONFIG = EncoderConfig(img_size=64, dim=16, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=16, little_dim=8)
+CONFIG = EncoderConfig(img_size=128, dim=16, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=16, little_dim=8)
 ALLOWED = {0, 1, 2}
 
 
@@ -51,9 +51,9 @@ def _pictures() -> list[bytes]:
 
 
 def _place(rng: Random, folder: Path, name: bytes, good: list[bytes]) -> None:
-    """A photograph, or something else of its name."""
+    """A photograph, or now and then something else of its name."""
     path = os.path.join(os.fsencode(folder), name)
-    kind = rng.randrange(9)
+    kind = rng.randrange(30)
     content = rng.choice(good)
     if kind == 0:
         content = b""
@@ -224,6 +224,8 @@ def problem(ended: Ended, interrupted: bool, pwned: bool) -> str:
         return "leaves processes behind"
     if pwned:
         return "ran a command out of a file's name"
+    if "\x1b[31m" in ended.output:  # of a name in NAMES
+        return "writes the control characters of a file's name to the terminal"
     if "Traceback (most recent call last)" in ended.output:
         return "traceback: " + ended.output.strip().splitlines()[-1][:160]
     allowed = ALLOWED | ({130, 143, -signal.SIGINT, -signal.SIGTERM} if interrupted else set())
