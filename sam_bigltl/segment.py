@@ -234,7 +234,7 @@ def name_and_exit(wrong: dict[str, Iterable[InputError]]) -> NoReturn:
     for line, errors in wrong.items():
         print(f"{line}:", file=sys.stderr)
         for error in errors:
-            print("  " + " ".join(str(error).split()), file=sys.stderr)
+            print("  " + in_one_line(str(error)), file=sys.stderr)
     sys.exit(1)
 
 

@@ -19,7 +19,9 @@ from ..evaluation.fields import (
     annotation_name, as_id, check_name, id_key, is_crowd, is_id, is_number, located, whole_number
 )  # fmt: skip
 from ..evaluation.rle import MAX_COORDINATE
-from ..images import read_image
+from ..images import MOST_PIXELS, read_image
+
+MOST_SIDE = 8192
 
 
 def crop_objects(
@@ -84,16 +86,13 @@ def crop_objects(
     for image_id, entries in tqdm(by_image.items(), desc="crops", unit="image", disable=None):
         photo = Image.fromarray(_pixels(photos[image_id], images, ignore_exif))
         for entry in entries:
-            x, y, width, height = entry["bbox"]
-            half = max(width, height) * (0.5 + margin)
-            middle = x + width / 2, y + height / 2
-            box = tuple(
-                round(value) for value in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half)
-            )
+            if not _overlaps(entry["bbox"], photo):
+                where = f"{annotations}: annotation {entry['id']!r} has a 'bbox' {entry['bbox']}"
+                raise InputError(f"{where} that lies outside its {photo.width} x {photo.height} photograph or dwarfs it: fix it")
             name = names[id_key(entry["category_id"])]
             folder = output / _folder(name)
             folder.mkdir(parents=True, exist_ok=True)
-            crop = photo.crop(box).resize((side, side), Image.Resampling.BICUBIC)  # beyond the photograph it is black
+            crop = _square(photo, entry["bbox"], margin, side)
             crop.save(folder / f"{image_id}_{as_id(entry['id'])}.jpg", quality=92)
             counts[name] += 1
     if not counts:
@@ -110,6 +109,26 @@ def _pixels(entry: dict[str, Any], folder: Path, ignore_exif: bool) -> np.ndarra
     return read_photo(folder / name, CocoImage(as_id(entry["id"]), name, sides, ignore_exif=ignore_exif))
 
 
+def _overlaps(box: Sequence[float], photo: Image.Image) -> bool:
+    """Whether a box (x, y, width, height) shows a part of the photograph and is not far larger than it."""
+    x, y, width, height = box
+    inside = x < photo.width and y < photo.height and x + width > 0 and y + height > 0
+    return inside and max(width, height) <= 2 * max(photo.size)
+
+
+def _square(photo: Image.Image, box: Sequence[float], margin: float, side: int) -> Image.Image:
+    """The square around a box (x, y, width, height), black beyond the photograph, resized to `side`."""
+    x, y, width, height = box
+    half = max(width, height) * (0.5 + margin)
+    if 4 * half**2 > MOST_PIXELS:  # before it is allocated
+        scale = MOST_PIXELS**0.5 / (2 * half)
+        photo = photo.resize([max(1, round(length * scale)) for length in photo.size], Image.Resampling.BICUBIC)
+        x, y, width, height, half = (value * scale for value in (x, y, width, height, half))
+    middle = x + width / 2, y + height / 2
+    corners = tuple(round(value) for value in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half))
+    return photo.crop(corners).resize((side, side), Image.Resampling.BICUBIC)
+
+
 def _names(data: dict[str, Any], by: str, path: Path) -> dict[str, str]:
     """The class of every category, by `id_key`."""
     entries = data.get("categories")
@@ -117,9 +136,13 @@ def _names(data: dict[str, Any], by: str, path: Path) -> dict[str, str]:
         isinstance(entry, dict) and is_id(entry.get("id")) for entry in entries
     ):
         raise InputError(f"{path} has no 'categories' with an 'id' each: give a COCO-format file with categories")
+    folders: dict[str, str] = {}
     for entry in entries:
-        if not isinstance(entry.get(by), str) or not _is_file_name(_folder(entry[by])):
+        name = entry.get(by)
+        if not isinstance(name, str) or not _is_file_name(_folder(name)) or name.startswith("."):
             raise InputError(f"{path}: category {entry['id']} has no {by!r} that can be the name of a folder")
+        if (other := folders.setdefault(_folder(name), name)) != name:
+            raise InputError(f"{path}: the folders of {other!r} and {name!r} would have one name: rename one of them")
     return {id_key(entry["id"]): entry[by] for entry in entries}
 
 
@@ -161,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def run(args: argparse.Namespace) -> None:
         if min(args.side, args.smallest, 1 if args.most is None else args.most) < 1 or not 0 <= args.margin < 10:
             raise InputError("--side, --smallest and --most are at least 1 and --margin is not negative")
+        if args.side > MOST_SIDE:
+            raise InputError(f"--side is {MOST_SIDE} at most, not {args.side}")
         counts, usage = crop_objects(
             args.annotations, args.images, args.output, args.side, args.margin, args.smallest, args.classes, args.by,
             args.most, args.ignore_exif,

@@ -51,8 +51,8 @@ class Unreadable:
         self.reasons |= reasons
         if len(self.reasons) > MOST * self.total:
             raise InputError(
-                f"{len(self.reasons)} of {self.total} images cannot be read, and more than {MOST:.0%} are too many: repair "
-                f"or remove them; the first: {next(iter(self.reasons.values()))}"
+                f"{len(self.reasons)} of {self.total} images cannot be read so far, and more than {MOST:.0%} are too "
+                f"many: repair or remove them; the first: {next(iter(self.reasons.values()))}"
             )
 
     def finish(self, prog: str, path: Path, repair: str) -> None:

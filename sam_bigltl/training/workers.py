@@ -6,12 +6,15 @@ import atexit
 import multiprocessing
 import pickle
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -24,10 +27,16 @@ _END = object()
 _shared = True  # whether this process can hand tensors over in shared memory
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Signals reach the whole process group; the workers end with the loop, not before it."""
+def start(worker: int) -> None:
+    """Signals reach the whole process group; the workers end with the loop, not before it, and not with a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _excepthook
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, (ConnectionError, EOFError)):  # of the thread that shares memory: the main process has gone
+        sys.__excepthook__(kind, error, trace)
 
 
 def load(
@@ -45,12 +54,15 @@ def load(
     """
     before = set(multiprocessing.active_children())
     try:
-        loader = DataLoader(
-            dataset, batch_size, num_workers=workers, prefetch_factor=ahead if workers else None,
-            worker_init_fn=ignore_interrupts, collate_fn=partial(_packed, collate) if workers else collate or _as_it_is,
-        )  # fmt: skip
-        iterator = iter(loader)
-    except OSError as error:  # without shared memory there are no semaphores; or too many processes
+        if workers:
+            multiprocessing.Lock()  # torch's queues need some, and without them end with a traceback
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more processes than cores: as asked
+            iterator = iter(DataLoader(
+                dataset, batch_size, num_workers=workers, prefetch_factor=ahead if workers else None,
+                worker_init_fn=start, collate_fn=partial(_packed, collate) if workers else collate or _as_it_is,
+            ))  # fmt: skip
+    except OSError as error:  # no shared memory, and so no locks; or too many processes
         _kill(set(multiprocessing.active_children()) - before)
         reason = error.strerror or error
         raise InputError(f"processes that read files cannot be started ({reason}): give --workers 0") from None
@@ -59,12 +71,13 @@ def load(
     kill = partial(_kill, processes)
     atexit.register(kill)
     try:
-        while True:
-            with waiting(), worker_failures():
-                item = next(iterator, _END)
-            if item is _END:
-                return
-            yield item
+        with worker_failures():
+            while True:
+                with waiting():
+                    item = _next(iterator)
+                if item is _END:
+                    return
+                yield item
     except InputError as error:
         raise InputError(str(error).strip().rsplit("InputError: ", 1)[-1]) from None
     finally:
@@ -87,6 +100,15 @@ def worker_failures() -> Iterator[None]:
         if text.startswith("Too many open files") or "ancdata" in text:
             raise InputError("too many open files: raise the limit (ulimit -n), or give fewer --workers") from None
         raise
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    try:
+        return next(iterator, _END)
+    except (EOFError, ConnectionError) as error:
+        if str(error).startswith("Caught "):  # in a process, not of one
+            raise
+        raise RuntimeError(f"DataLoader worker: {type(error).__name__}") from None  # killed before it had shared an item
 
 
 def _as_it_is(item: Any) -> Any:
@@ -120,21 +142,23 @@ def _packed(collate: Callable[[Any], Any] | None, item: Any) -> _Packed:
 
 def _end(iterator: Iterator[Any], processes: set[BaseProcess]) -> None:
     """End the processes after what they are at, or after `GRACE` seconds."""
-    late = threading.Timer(GRACE, _kill, [processes])
+    if not processes:  # none, or Python ends and they have been killed: it has no more threads then
+        return
+    late = threading.Timer(GRACE, _kill, [set(processes)])
     late.daemon = True
     try:
-        if processes:
-            with suppress(RuntimeError):  # of torch, about a process that was killed; of a thread, when Python ends
-                late.start()
-                iterator._shutdown_workers()
+        for end in (late.start, iterator._shutdown_workers):
+            with suppress(RuntimeError):  # of torch, at any moment, about a process that was killed
+                end()
     finally:
         late.cancel()
         _kill(processes)
 
 
 def _kill(processes: set[BaseProcess]) -> None:
-    for process in processes:
+    while processes:
         with suppress(RuntimeError, AssertionError):  # of torch, about its end; another process's in a forked copy
+            process = processes.pop()
             if process.is_alive():
                 process.kill()
                 process.join(GRACE)
