@@ -21,7 +21,7 @@ import torch
 from pycocotools import mask as mask_utils
 
 from .devices import parse_device, synchronize
-from .errors import InputError
+from .errors import InputError, in_one_line
 from .evaluation.files import whole_file
 from .images import read_image, write_image
 from .precision import PRECISIONS, check_precision

@@ -35,7 +35,7 @@ NAMES = (
     b"pipe:touch PWNED #.jpg", b"http:x.jpg", b"IMG.2023.01.jpg", b".hidden.jpg", b"a.tif", b"a.jfif",
 )  # fmt: skip
 TARS = (b"a.tar", b"pipe:touch PWNED #.tar", b"file:a.tar", b"caf\xe9.tar", b"b.tgz", b"c.tar.gz", b"{0..3}.tar", b"-d.tar")
-CONFIG = EncoderConfig(img_size=128, dim=16, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=16, little_dim=8)
+CONFIG = EncoderConfig(img_size=128, dim=16, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=16, little_dim=4)
 ALLOWED = {0, 1, 2}
 
 
@@ -132,7 +132,7 @@ class _Scene:
 
 def _segment(scene: _Scene) -> list[str]:
     folder, names = scene.photos()
-    prompts = {os.fsdecode(name): [{"box": [2, 2, 20.5, 18]}, {"point_coords": [[5, 5]]}] for name in names}
+    prompts = {os.fsdecode(name): [{"box": [2, 2, 20.5, 18]}, {"point_coords": [[5, 5]], "point_labels": [1]}] for name in names}
     (scene.folder / "prompts.json").write_text(json.dumps(prompts))
     return ["segment", folder, "--prompts", "prompts.json", "--out", str(scene.output), "--checkpoint", str(scene.model)]
 
@@ -156,7 +156,7 @@ def _train(scene: _Scene) -> list[str]:
 def _evaluate(scene: _Scene) -> list[str]:
     path, folder = scene.coco()
     return [
-        "eval", "--annotations", path, "--images", folder, "--checkpoint", str(scene.model), "--keep-ratio", "0.5", "--prompts", "box",
+        "eval", "--annotations", path, "--images", folder, "--checkpoint", str(scene.model), "--keep-ratio", "0.5", "--prompts", "box", "--box", "tight",
         "--workers", scene.workers, "--device", "cpu", "--output", str(scene.output),
     ]  # fmt: skip
 

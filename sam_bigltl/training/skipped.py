@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 from ..evaluation.files import csv_cell, whole_file
 from ..files import encodable
 
@@ -65,8 +65,9 @@ class Unreadable:
         if not self.reasons:
             return
         write_skipped(path, self.reasons)
+        first = in_one_line(next(iter(self.reasons.values())))
         print(
             f"{prog}: {len(self.reasons)} of {self.total} images could not be read, the results are those of the others "
-            f"(see {path}; {repair}); the first: {next(iter(self.reasons.values()))}", file=sys.stderr,
+            f"(see {path}; {repair}); the first: {first}", file=sys.stderr,
         )  # fmt: skip
         sys.exit(1)
