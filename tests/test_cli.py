@@ -12,6 +12,7 @@ import pytest
 
 import sam_bigltl
 from sam_bigltl.cli import COMMANDS, main
+from sam_bigltl.errors import in_one_line
 
 PUBLIC = (
     "SamPredictor", "SamAutomaticMaskGenerator", "sam_model_registry", "convert_sam", "load_sam", "BigLittleEncoder",
@@ -77,3 +78,8 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.returncode == 2 and found.stderr.endswith("needs the package timm: pip install 'sam_bigltl[all]'\n")
     assert found.stderr.count("\n") == 1
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal():
+    assert in_one_line("no file a\x1b[31mb\r\nc.jpg") == r"no file a\x1b[31mb c.jpg"
+    assert in_one_line("caf\udce9 \u00e9") == "caf\udce9 \u00e9"  # the stream escapes what it cannot show
