@@ -1,0 +1,71 @@
+"""The recipe of the shipped weights: every phase is a command line that the program takes, in an order that resumes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("accelerate")
+
+from sam_bigltl.training import cli, distill_cli  # noqa: E402
+
+SCRIPT = Path(__file__).resolve().parents[1] / "eval" / "make_mini.py"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    spec = importlib.util.spec_from_file_location("make_mini", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_mini"] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def args(tmp_path):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text('{"images": [{"id": 1}], "annotations": [{"id": 2}]}')
+    data = [tmp_path / "a.json", tmp_path / "b.json"]
+    return argparse.Namespace(data=data, images=tmp_path, val=tmp_path / "a.json", runs=tmp_path / "runs")
+
+
+def parsed(module, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return parser.parse_args(words[1:])
+
+
+def test_every_phase_is_a_command(recipe, args):
+    args.runs.mkdir()
+    for phase in recipe.TEACHER:
+        found = parsed(cli, recipe.command(phase, None, args))
+        assert found.model == "vit_mini" and found.data == args.data and found.output == args.runs / phase.name
+    for phase in recipe.STUDENT:
+        found = parsed(distill_cli, recipe.distillation(phase, Path("teacher"), None, args))
+        assert found.student == "bigltl_mini" and Path(found.data).read_text().count('"id"') == 4
+
+
+def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, args, monkeypatch):
+    commands = []
+
+    def pretend(words: list[str]) -> None:
+        commands.append(words)
+        folder = Path(words[words.index("--output") + 1])
+        folder /= "stage1" if words[0] == "distill" else ""
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+
+    monkeypatch.setattr(recipe, "_run", pretend)
+    args.install = False
+    recipe.run(args)
+    assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)
+    assert "--init" not in commands[0] and commands[1][commands[1].index("--init") + 1].endswith("crops/model.safetensors")
+    recipe.run(args)
+    assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)  # nothing again
+    last = args.runs / recipe.TEACHER[-1].name
+    (last / "model.safetensors").rename(last / "state.pt")
+    assert "--resume" in recipe.command(recipe.TEACHER[-1], None, args)
