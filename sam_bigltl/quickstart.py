@@ -37,16 +37,16 @@ class Photo:
 # names some that they do not.
 PROMPTS: dict[str, dict[str, Prompt]] = {
     "astronaut": {
-        "helmet": Prompt(box=(285, 340, 505, 511)),
-        "patch": Prompt(points=((189, 384), (130, 384)), labels=(1, 0)),
+        "head": Prompt(box=(160, 10, 300, 210)),
+        "astronaut": Prompt(box=(25, 5, 440, 511), points=((395, 160), (395, 60)), labels=(0, 0)),
     },
     "coffee": {
         "spoon": Prompt(box=(320, 245, 400, 325)),
-        "cup": Prompt(points=((290, 140), (290, 40)), labels=(1, 0)),
+        "cup and saucer": Prompt(points=((300, 350),), labels=(1,)),
     },
     "chelsea": {
         "nose": Prompt(box=(240, 215, 295, 262)),
-        "eye": Prompt(points=((172, 117), (172, 75)), labels=(1, 0)),
+        "cat": Prompt(points=((250, 150),), labels=(1,)),
     },
 }
 
