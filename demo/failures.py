@@ -12,14 +12,10 @@ from sam_bigltl.segment import Prompt, draw_segments, load_predictor, segment_pr
 from sam_bigltl.visualize import side_by_side
 
 FAILURES = (
-    ("astronaut", Prompt(box=(25, 5, 440, 511)), "flag, shuttle and helmet come along"),
-    ("chelsea", Prompt(box=(70, 5, 440, 298)), "the cat without its chin and cheek"),
-    (
-        "coffee",
-        Prompt(points=((450, 300), (150, 250), (300, 370)), labels=(1, 1, 1)),
-        "the saucer takes the cup and some table",
-    ),
-    ("chelsea", Prompt(points=((215, 80),), labels=(1,)), "a point on the forehead gives the face"),
+    ("astronaut", Prompt(box=(25, 5, 440, 511)), "a part of the shuttle comes along"),
+    ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes half of the helmet and hair"),
+    ("coffee", Prompt(points=((290, 140),), labels=(1,)), "a point in the cup gives the coffee"),
+    ("coffee", Prompt(box=(155, 75, 430, 300)), "the cup without a part of its inside"),
 )
 
 

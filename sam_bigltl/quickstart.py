@@ -38,7 +38,7 @@ class Photo:
 PROMPTS: dict[str, dict[str, Prompt]] = {
     "astronaut": {
         "head": Prompt(box=(160, 10, 300, 210)),
-        "astronaut": Prompt(box=(25, 5, 440, 511), points=((395, 160), (395, 60)), labels=(0, 0)),
+        "patch": Prompt(points=((189, 384), (130, 384)), labels=(1, 0)),
     },
     "coffee": {
         "spoon": Prompt(box=(320, 245, 400, 325)),

@@ -70,7 +70,7 @@ def one_thread():
 def trainer(shapes: Path, output: Path, config: TrainConfig = CONFIG, **more: Any) -> Trainer:
     torch.manual_seed(0)
     sam = build_sam(TINY["vit_tiny"])
-    return Trainer(sam, make_batches(shapes, shapes.parent / "images", sam, config), config, output, **more)
+    return Trainer(sam, make_batches([shapes], shapes.parent / "images", sam, config), config, output, **more)
 
 
 def signal_at(run: Trainer, step: int, error: Exception | None = None) -> None:
