@@ -23,6 +23,7 @@ from ..errors import InputError
 from .interrupts import waiting
 
 GRACE = 3.0  # seconds for what the processes are at, when they are to end
+KILLED = 30.0  # seconds that a killed process may take to go, on a busy machine
 _END = object()
 _shared = True  # whether this process can hand tensors over in shared memory
 
@@ -161,4 +162,4 @@ def _kill(processes: set[BaseProcess]) -> None:
             process = processes.pop()
             if process.is_alive():
                 process.kill()
-                process.join(GRACE)
+                process.join(KILLED)
