@@ -16,9 +16,6 @@ from sam_bigltl.files import whole_path
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would compute, escaped already or not
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would compute, escaped already or not
-
 
 def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:
     """The content of a JSON file, in UTF-8 or UTF-16, with a byte order mark or without.
