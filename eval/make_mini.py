@@ -92,6 +92,9 @@ def _run(words: list[str]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """All phases that are not finished, in order."""
+    for path in (*args.data, args.images, *([args.val] if args.val else [])):
+        if not path.exists():
+            raise InputError(f"no file or folder {path}")
     args.runs.mkdir(parents=True, exist_ok=True)
     before = None
     for phase in TEACHER:
@@ -112,13 +115,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"wrote {CHECKPOINTS / name}.safetensors")
 
 
-def _check(args: argparse.Namespace) -> None:
-    for path in (*args.data, args.images, *([args.val] if args.val else [])):
-        if not path.exists():
-            raise InputError(f"no file or folder {path}")
-    run(args)
-
-
 if __name__ == "__main__":
     parser = ArgumentParser(prog="make_mini.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="JSON", help="masks to train on, COCO format")
@@ -126,4 +122,4 @@ if __name__ == "__main__":
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on, which choose nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the phases (runs)")
     parser.add_argument("--install", action="store_true", help="write both files to checkpoints/ in float16 at the end")
-    run_cli(parser.prog, _check, parser.parse_args())
+    run_cli(parser.prog, run, parser.parse_args())

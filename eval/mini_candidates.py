@@ -8,15 +8,16 @@ Random weights: time does not depend on them. What each candidate learns is in d
 from __future__ import annotations
 
 import argparse
-import time
-from collections import defaultdict
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from statistics import median
 
 import torch
 
 from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from sam_bigltl.errors import ArgumentParser, run_cli
+from sam_bigltl.latency.timing import measure, timed
 
 FORMATS = ("int8", "bfloat16", "float32")
 RATIOS = (1.0, 0.25)
@@ -37,10 +38,16 @@ def candidates() -> dict[str, EncoderConfig]:
     return found
 
 
+def _seconds(encoder: BigLittleEncoder, image: torch.Tensor, ratio: float) -> float:
+    encoder.keep_ratio = ratio
+    return timed(lambda: encoder(image))
+
+
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> None:
     """Time all of them and print a table."""
-    calls, parameters = {}, {}
+    calls: dict[tuple[str, str, float], Callable[[], float]] = {}
+    parameters = {}
     for name, config in candidates().items():
         encoder = BigLittleEncoder(config).eval()
         init_weights(encoder)
@@ -50,15 +57,8 @@ def run(args: argparse.Namespace) -> None:
             chosen = deepcopy(encoder)
             if kind != "float32":
                 chosen.optimize(kind, native=True)
-            calls |= {(name, kind, ratio): (chosen, image, ratio) for ratio in RATIOS}
-    seconds = defaultdict(list)
-    for turn in range(args.runs + 1):
-        for key, (encoder, image, ratio) in calls.items():
-            encoder.keep_ratio = ratio
-            began = time.perf_counter()
-            encoder(image)
-            if turn:  # the first warms up
-                seconds[key].append(time.perf_counter() - began)
+            calls |= {(name, kind, ratio): partial(_seconds, chosen, image, ratio) for ratio in RATIOS}
+    seconds = dict(zip(calls, measure(list(calls.values()), args.runs, warmup=1)))
     columns = [(kind, ratio) for kind in FORMATS for ratio in RATIOS]
     print("| encoder | M parameters | " + " | ".join(f"{kind} {ratio:g}" for kind, ratio in columns) + " |")
     print("|" + "---|" * (len(columns) + 2))

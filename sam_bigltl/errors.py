@@ -21,7 +21,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, which says in one line, too, what is wrong with a flag."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {in_one_line(message)} (see {self.prog} --help)\n")
 
 
 # What a disk or its owner refuses, at any write of any command, and ENAMETOOLONG at any first touch of a path.

@@ -19,7 +19,6 @@ from . import flag_checks, segment
 from .devices import parse_device
 from .errors import InputError
 from .evaluation.fields import located
-from .evaluation.fields import located
 from .evaluation.files import load_json, whole_file
 from .files import sha256
 from .images import read_image
@@ -102,8 +101,6 @@ def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
             raise InputError(f"{path} has {name} twice, with / and with \\: make it one entry")
         if not isinstance(records, list) or not records:
             raise InputError(f"{path}: {name} has no list of prompts: {form}")
-        if name in prompts:
-            raise InputError(f"{path}: {name} appears twice, once with backslashes: give it one list of prompts")
         if (other := stems.setdefault(masks_path(Path(pure.parent), name), name)) != name:
             raise InputError(f"{path}: the results of {other} and {name} would have one name: rename one of them")
         prompts[name] = []

@@ -1,11 +1,15 @@
-"""No test changes the process for those that run after it, in whatever order they do."""
+"""Fixtures of several files; and no test changes the process for those that run after it, in whatever order they do."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import tiny_cli
 import torch
+from training_toy import write_shapes
 
 from sam_bigltl.training.denormals import denormals_are_zero
 
@@ -29,3 +33,25 @@ def same_process_after():
     after = process_state()
     changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     assert not changed, changed
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: results to the last bit, and no waiting for the other core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny(one_thread: None) -> Iterator[None]:
+    """The tiny models, one thread, for `main` in this process."""
+    with tiny_cli.registered():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `train.json` of some photographs with shapes."""
+    return write_shapes(tmp_path_factory.mktemp("shapes"))

@@ -55,16 +55,6 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny():
-    """The tiny models, one thread, for `main` in this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with tiny_cli.registered():
-        yield
-    torch.set_num_threads(threads)
-
-
 def flags(toy: Path, output: Path, *more: object) -> list[str]:
     given = [
         "distill", "--teacher", toy / "teacher.safetensors", "--student", "bigltl_tiny", "--data", toy / "shards",

@@ -18,7 +18,6 @@ import pytest
 import torch
 from labelled import make_folder
 from tiny_cli import TINY
-from training_toy import write_shapes
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.registry import build_sam
@@ -54,17 +53,7 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(shapes: Path, output: Path, config: TrainConfig = CONFIG, **more: Any) -> Trainer:

@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as arrays  # noqa: E402
 from pycocotools import mask as coco_mask  # noqa: E402
 
 from sam_bigltl import InputError, SamPredictor, convert_sam  # noqa: E402
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_rle  # noqa: E402
+from sam_bigltl.evaluation.datasets import Annotation, CocoImage  # noqa: E402
+from sam_bigltl.evaluation.rle import check_rle  # noqa: E402
 from sam_bigltl.routing import Geometry, Selection, top_tokens  # noqa: E402
 from sam_bigltl.segment import Prompt, Segment, annotation, parse_keep_ratio  # noqa: E402
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from tiny_cli import TINY
-from training_toy import write_shapes
 
 from sam_bigltl.convert import convert_sam
 from sam_bigltl.errors import InputError
@@ -27,17 +26,7 @@ CONFIG = TrainConfig(
 TIMES = ("seconds", "images_per_s")  # columns that differ from run to run
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer(shapes: Path, output: Path, config: TrainConfig = CONFIG, key: str = "vit_tiny", **more) -> Trainer:

@@ -27,18 +27,6 @@ TIMES = ("seconds", "images_per_s")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture
-def tiny():
-    """The tiny models as registered types, for `main` in this process."""
-    with tiny_cli.registered():
-        yield
-
-
 def flags(shapes: Path, output: Path, *more: object, model: str = "vit_tiny", steps: int = 4) -> list[str]:
     given = [
         "train", "--model", model, "--data", shapes, "--images", shapes.parent / "images", "--output", output,

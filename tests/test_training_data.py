@@ -19,11 +19,6 @@ from sam_bigltl.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT,
 from sam_bigltl.training.workers import load
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
 def batches(path: Path, frame: int = 128, crop: int = 128, batch: int = 4, seed: int = 0, **changes) -> MaskBatches:
     config = SampleConfig(frame=frame, crop=crop, prompts=3, **changes)
     return MaskBatches([path], path.parent / "images", config, batch, seed, steps=100)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from test_training import CONFIG, assert_same_run, interrupt_at, rows, trainer
-from training_toy import write_shapes
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.data import MaskBatches, SampleConfig
@@ -22,17 +21,7 @@ from sam_bigltl.registry import build_sam
 ROUNDS = replace(CONFIG, rounds=5, round_prompts=1, paste=0.5, degrade=0.5, precision="float32")
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_in_rounds_continues_bit_for_bit(shapes, tmp_path):

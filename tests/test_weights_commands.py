@@ -50,14 +50,7 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def tiny():
-    """The tiny models, one thread, for `main` in this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with tiny_cli.registered():
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_segment(files, tmp_path):

@@ -12,16 +12,11 @@ from pycocotools import mask as coco_mask
 
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.fields import (
-    annotation_name, as_id, check_name, id_key, is_crowd, is_id, is_number, located, whole_number
+    annotation_name, as_id, check_name, id_key, is_crowd, is_number, located, whole_number
 )  # fmt: skip
 from sam_bigltl.evaluation.files import load_json
-from sam_bigltl.evaluation.rle import MAX_COORDINATE, check_polygons, check_rle
+from sam_bigltl.evaluation.rle import check_polygons, check_rle
 from sam_bigltl.images import MOST_PIXELS, image_size, read_image
-
-__all__ = [
-    "CROWD", "MAX_COORDINATE", "Annotation", "CocoImage", "Usage", "check_image_files", "check_rle", "is_id", "is_number",
-    "load_coco", "parse_coco", "read_coco", "read_json", "read_photo",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +79,10 @@ class Usage:
     def without(self, reason: str, number: int) -> Usage:
         """With some of those that are used left out as well."""
         return Usage(self.used - number, self.left_out | {reason: self.left_out.get(reason, 0) + number})
+
+    def of(self, images: Sequence[CocoImage], reason: str) -> Usage:
+        """With only those of `images` used, the others left out for `reason`."""
+        return self.without(reason, self.used - sum(len(image.annotations) for image in images))
 
     def __add__(self, other: Usage) -> Usage:
         """Of two files together."""

@@ -27,7 +27,7 @@ from ..training.labelled import Transformed, collate, open_dataset
 from ..training.skipped import Unreadable
 from ..training.workers import load, worker_failures
 from ..trunk import Trunk
-from .datasets import is_number
+from .fields import is_number
 
 COLUMNS = (
     "model", "keep_ratio", "top1", "top5", "images", "unreadable", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",

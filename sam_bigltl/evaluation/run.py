@@ -63,7 +63,7 @@ def run_job(job: Job) -> None:
     if job.detections is not None:
         detections, unknown = load_detections(job.detections, images)
     images = images[: job.limit]
-    usage = usage.without("of images beyond --limit", usage.used - sum(len(image.annotations) for image in images))
+    usage = usage.of(images, "of images beyond --limit")
     check_image_files(images, job.images)
     try:
         job.output.mkdir(parents=True, exist_ok=True)

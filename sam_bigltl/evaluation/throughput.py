@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> None:
     images, usage = read_coco(args.annotations, folder=args.images, ignore_exif=args.ignore_exif)
     images = images[: args.limit]
-    usage = usage.without("of images beyond --limit", usage.used - sum(len(image.annotations) for image in images))
+    usage = usage.of(images, "of images beyond --limit")
     check_image_files(images, args.images)
     ours = predictor_of_checkpoint(args.checkpoint, torch.device("cpu"), "float32")
     check_keep_ratios(ours, (args.keep_ratio,))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from ..errors import InputError
-from ..evaluation.datasets import Annotation, Usage, check_image_files, read_coco, read_json, read_photo
+from ..evaluation.datasets import Annotation, Usage, check_image_files, parse_coco, read_json, read_photo
 from ..evaluation.fields import id_key
 from ..evaluation.prompts import tight_box
 from .augment import Cutout, degrade, jitter_colour, paste
@@ -84,9 +85,10 @@ class MaskBatches(Dataset):
     ) -> None:  # fmt: skip
         self.images, self.usage, sources = [], Usage(0), []
         for path in annotations:
+            content = read_json(path)
             # A crowd is not an object that a prompt could mean.
-            loaded, usage = read_coco(path, crowds=False, folder=images, ignore_exif=ignore_exif)
-            named = _sources(path) if config.balance else {}
+            loaded, usage = parse_coco(content, path, crowds=False, folder=images, ignore_exif=ignore_exif)
+            named = _sources(content, path) if config.balance else {}
             self.images += loaded
             self.usage += usage
             sources += [named.get(str(image.id), "") for image in loaded]
@@ -211,9 +213,9 @@ class MaskBatches(Dataset):
         return Cutout(pixels, mask[y0:y1, x0:x1].astype(np.uint8) * 255)
 
 
-def _sources(path: str | Path) -> dict[str | None, str]:
-    """The `source` of each image of a COCO-format file."""
-    sources = {id_key(entry.get("id")): entry.get("source") for entry in read_json(path)["images"]}
+def _sources(content: dict[str, Any], path: str | Path) -> dict[str | None, str]:
+    """The `source` of each image of a COCO-format file, by `id_key`; `path` is for the message."""
+    sources = {id_key(entry.get("id")): entry.get("source") for entry in content["images"]}
     if None in sources.values():
         raise InputError(f"{path}: balancing by source needs a \"source\" in every image's entry")
     return sources

@@ -12,10 +12,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from ..decode import BACKGROUND, FOREGROUND, NOT_A_POINT, decode, embed_prompts
+from ..decode import BACKGROUND, FOREGROUND, NOT_A_POINT
 from ..trunk import Taps
 from .engine import Batch
 from .losses import embedding_loss, relative_error, router_loss, teacher_mask_loss
+from .rounds import decode_with_masks, outputs_at
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,7 @@ def _inside(size: Tensor, grid: tuple[int, int], step: int) -> Tensor:
 
 def _masks(sam: Sam, embeddings: Tensor, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     position = sam.prompt_encoder.get_dense_pe().expand(len(embeddings), -1, -1, -1)
-    sparse = embed_prompts(sam.prompt_encoder, coords, labels)
-    return decode(sam.mask_decoder, sam.prompt_encoder, embeddings, position, sparse)
+    return decode_with_masks(sam, embeddings, position, coords, labels)
 
 
 @torch.no_grad()
@@ -151,8 +151,7 @@ def _corrections(logits: Tensor, wanted: Tensor, best: Tensor, valid: Tensor, no
         x, y in mask pixels (B, P, 2), and labels (B, P): what the teacher says of the point, or NOT_A_POINT where the
         two agree everywhere. `noise` (B, P) in [0, 1) says which pixel, in row-major order.
     """
-    pick = best[..., None, None, None].expand(-1, -1, 1, *logits.shape[-2:])
-    ours, theirs = (x.gather(2, pick).squeeze(2) > 0 for x in (logits, wanted))
+    ours, theirs = (outputs_at(x, best) > 0 for x in (logits, wanted))
     wrong = ((ours != theirs) & valid[:, None]).flatten(2)  # (B, P, h * w)
     count = wrong.sum(dim=-1)
     rank = (noise * count).long().clamp(max=(count - 1).clamp(min=0))

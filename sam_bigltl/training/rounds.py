@@ -33,7 +33,7 @@ def draw_rounds(most: int, prompts: int, rng: np.random.Generator) -> dict[str, 
 
 
 def decode_with_masks(
-    sam: Sam, embeddings: Tensor, position: Tensor, coords: Tensor, labels: Tensor, masks: Tensor | None
+    sam: Sam, embeddings: Tensor, position: Tensor, coords: Tensor, labels: Tensor, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Masks of prompts some of which hold a mask.
 
@@ -59,9 +59,13 @@ def decode_with_masks(
 @torch.no_grad()
 def best_masks(logits: Tensor, iou_pred: Tensor) -> Tensor:
     """Of the three outputs for ambiguous prompts the one of highest predicted IoU: (B, P, 4, h, w) -> (B, P, h, w)."""
-    best = iou_pred[..., 1:].argmax(dim=-1) + 1
-    index = best[..., None, None, None].expand(*best.shape, 1, *logits.shape[-2:])
-    return logits.detach().gather(2, index).squeeze(2)
+    return outputs_at(logits.detach(), iou_pred[..., 1:].argmax(dim=-1) + 1)
+
+
+def outputs_at(logits: Tensor, index: Tensor) -> Tensor:
+    """One output of each prompt: logits (B, P, 4, h, w), index (B, P) -> (B, P, h, w)."""
+    pick = index[..., None, None, None].expand(*index.shape, 1, *logits.shape[-2:])
+    return logits.gather(2, pick).squeeze(2)
 
 
 @torch.no_grad()

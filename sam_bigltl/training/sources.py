@@ -20,7 +20,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.datasets import CROWD, CocoImage, Usage, check_image_files, check_rle, read_coco, read_photo
+from ..evaluation.datasets import CROWD, CocoImage, Usage, check_image_files, read_coco, read_photo
+from ..evaluation.rle import check_rle
 from ..files import encodable
 from ..images import decode_image, read_image
 from .photos import SUFFIXES, is_hidden, preprocess

@@ -164,8 +164,7 @@ class Study:
         self.teacher_path, self.data, self.runs, self.table, self.steps = teacher, data, runs, table, steps
         images, usage = read_coco(data / "dev.json", folder=data / "images")
         self.images = images[:limit]
-        rest = usage.used - sum(len(image.annotations) for image in self.images)
-        print(usage.without("of images beyond --limit", rest))
+        print(usage.of(self.images, "of images beyond --limit"))
         check_image_files(self.images, data / "images")
         self.source = open_source(str(data / "train.json"), data / "images")
         self.mark = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]

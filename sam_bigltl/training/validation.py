@@ -35,8 +35,7 @@ class Validation:
         images, usage = read_coco(annotations, folder=folder, ignore_exif=ignore_exif)
         chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
         self.images = [images[index] for index in chosen]
-        rest = usage.used - sum(len(image.annotations) for image in self.images)
-        self.usage = usage.without("of images beyond --val-images", rest)
+        self.usage = usage.of(self.images, "of images beyond --val-images")
         check_image_files(self.images, folder)
         self.folder = folder
         self.sam = copy.deepcopy(sam).eval()
