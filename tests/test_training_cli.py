@@ -151,6 +151,23 @@ def test_sharper_positions_are_made_once(tiny, shapes, tmp_path):
     assert before.shape == (2, 16) and torch.allclose(after, before * factor, rtol=2e-3)
 
 
+def test_two_processes_do_what_one_does(tiny, shapes, tmp_path):
+    save_sam(registry.sam_model_registry["vit_tiny"](), tmp_path / "teacher.safetensors")
+    exact = ("--precision", "float32", "--batch-size", 4, "--rounds", 3, "--log-every", 1)
+    exact += ("--teacher", tmp_path / "teacher.safetensors", "--keep-ratios", 1.0, 0.5)
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for count, launch in ((1, []), (2, two)):
+        done = run(*launch, SCRIPT, *flags(shapes, tmp_path / str(count), *exact, model="bigltl_tiny"))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("training annotations") == done.stdout.count("wrote ") == 1
+    ours, theirs = ([{k: float(v) for k, v in row.items()} for row in rows(tmp_path / name / "log.csv")] for name in "21")
+    assert [row["images"] for row in ours] == [4, 8, 12, 16]
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    done = run(*two, SCRIPT, *flags(shapes, tmp_path / "statistics", "--batch-size", 4))
+    assert done.returncode and "batch norms" in done.stderr
+
+
 # ---------------------------------------------------------------- bad input
 def refused(arguments: list[str], capsys, word: str) -> str:
     """The one line on stderr with which the command ends."""

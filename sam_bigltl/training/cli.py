@@ -11,7 +11,6 @@ import torch
 from segment_anything.modeling import Sam
 
 from .. import flag_checks
-from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..mobile_stem import MobileStem
@@ -20,6 +19,7 @@ from ..warm_start import warm_start
 from .curve import plot_log
 from .loop import TrainConfig, Trainer, make_batches
 from .photos import preprocessed
+from .processes import join_processes
 from .pretrained import lite0_weights, load_pretrained_stem
 from .validation import Validation
 
@@ -121,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, then write weights, curve and validation."""
     _check(args)
-    device = parse_device(args.device)
+    processes, device = join_processes(args.device)
     torch.manual_seed(args.seed)
     teacher = load_sam(args.teacher).to(device) if args.teacher else None
     sam = _student(args, teacher).to(device)
@@ -146,15 +146,19 @@ def run(args: argparse.Namespace) -> None:
     for ratio in config.keep_ratios:
         sam.image_encoder.keep_ratio = ratio  # checks it
     batches = make_batches(args.data, args.images, sam, config, args.ignore_exif)
-    print(f"training {batches.usage}", flush=True)
+    if processes.is_main_process:
+        print(f"training {batches.usage}", flush=True)
     validate = None
     if args.val:
         validate = Validation(sam, args.val, args.images, args.val_images, config.keep_ratios, args.ignore_exif)
-        print(f"validation {validate.usage}", flush=True)
+        if processes.is_main_process:
+            print(f"validation {validate.usage}", flush=True)
     trainer = Trainer(sam, batches, config, args.output, teacher, validate)
     if args.resume:
         trainer.resume()
     trainer.run()
+    if not processes.is_main_process:
+        return
     sam.load_state_dict(trainer.averaged())
     save_sam(sam, args.output / "model.safetensors")
     plot_log(args.output)

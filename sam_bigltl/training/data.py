@@ -64,7 +64,7 @@ class SampleConfig:
 
 # Prompt tokens a step, and how often. Two tokens hold a box or one point; the others hold several points.
 PROMPT_TOKENS = ((2, 0.8), (4, 0.12), (6, 0.08))
-TRIES = 200  # crops drawn an image of a batch, before the data is called unusable
+TRIES = 200  # crops drawn for an image of a batch, before the data is called unusable
 
 
 class MaskBatches(Dataset):
@@ -98,6 +98,7 @@ class MaskBatches(Dataset):
         self.folder = Path(images)
         self.config = config
         self.batch_size = batch_size
+        self.places = range(batch_size)
         self.seed = seed
         self.steps = steps
         # An image with more masks teaches more, but not in proportion: neighbours look alike.
@@ -112,20 +113,27 @@ class MaskBatches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, step])
-        tokens = rng.choice([t for t, _ in PROMPT_TOKENS], p=[p for _, p in PROMPT_TOKENS])
-        samples = []
-        for _ in range(TRIES * self.batch_size):
-            sample = self._sample(int(rng.choice(len(self.probability), p=self.probability)), int(tokens), rng)
-            if sample is not None:  # a crop without a usable mask
-                samples.append(sample)
-            if len(samples) == self.batch_size:
-                break
-        else:
-            raise InputError("hardly any crop shows an object of a dozen pixels: the masks are too small to train on")
+        tokens = int(rng.choice([t for t, _ in PROMPT_TOKENS], p=[p for _, p in PROMPT_TOKENS]))
+        samples = [self._draw(step, place, tokens) for place in self.places]
         batch = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
         if self.config.rounds > 1:
             batch |= draw_rounds(self.config.rounds, min(self.config.round_prompts, self.config.prompts), rng)
         return {key: torch.from_numpy(value) for key, value in batch.items()}
+
+    def share(self, process: int, processes: int) -> None:
+        """Make only this process's images of each batch, which are the same however many processes share it."""
+        if self.batch_size % processes:
+            raise InputError(f"--batch-size {self.batch_size} is no multiple of the {processes} processes")
+        self.places = range(self.batch_size)[process::processes]
+
+    def _draw(self, step: int, place: int, tokens: int) -> dict[str, np.ndarray]:
+        """The sample at a place of a batch."""
+        rng = np.random.default_rng([self.seed, step, place])
+        for _ in range(TRIES):
+            sample = self._sample(int(rng.choice(len(self.probability), p=self.probability)), tokens, rng)
+            if sample is not None:  # a crop without a usable mask
+                return sample
+        raise InputError("hardly any crop shows an object of a dozen pixels: the masks are too small to train on")
 
     def _sample(self, index: int, tokens: int, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         config, annotations = self.config, self.images[index].annotations

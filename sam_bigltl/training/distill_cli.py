@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from accelerate import PartialState
 from segment_anything.modeling import Sam
 
 from .. import flag_checks
-from ..devices import parse_device
 from ..convert import convert_sam, describe, load_sam, save_sam
 from ..errors import InputError
 from ..registry import ENCODERS, sam_model_registry
@@ -23,6 +20,7 @@ from ..warm_start import warm_start
 from .cache import EmbeddingCache
 from .curve import plot_log
 from .distill import DistillConfig, Distiller, fill_cache, fingerprint
+from .processes import join_processes
 from .sources import Source, first_photos, open_source
 from .validation import Validation
 
@@ -142,11 +140,7 @@ def run(args: argparse.Namespace) -> None:
     stages = _stages(args.stages)
     configs = [_config(args, stage, place, len(stages)) for place, stage in enumerate(stages)]
     _check(args, configs)
-    if args.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    # Hours: the processes wait for one another after filling their share of a cache.
-    processes = PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=12))
-    device = processes.device if args.device is None or processes.num_processes > 1 else parse_device(args.device)
+    processes, device = join_processes(args.device)
     torch.manual_seed(args.seed)
     source = open_source(args.data, args.images, args.allow_urls, args.ignore_exif)
     if source.usage and processes.is_main_process:

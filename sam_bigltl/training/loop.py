@@ -1,4 +1,4 @@
-"""Training a Sam end to end from masks, with or without a teacher, on CPU or one GPU."""
+"""Training a Sam end to end from masks, with or without a teacher, on CPU or GPUs."""
 
 from __future__ import annotations
 
@@ -131,10 +131,14 @@ class Trainer(Loop):
         if teacher is not None:
             teacher.eval().requires_grad_(False)
         super().__init__(sam, Forward(sam, teacher, config.distill_weight), config, output, validate)
-        if self.accelerator.num_processes > 1:
-            raise InputError("`train` runs as one process; `sam-bigltl distill` shares its batches over several")
+        batches.share(self.accelerator.process_index, self.accelerator.num_processes)
         self.batches = batches
         self.keep_statistics = teacher is not None
+        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in sam.modules())
+        if norms and not self.keep_statistics and self.accelerator.num_processes > 1:
+            raise InputError(
+                "the batch norms of this model would see the images of one process only: train it as one process, or with --teacher"
+            )
 
     def micro_batches(self) -> Iterator[list[Batch]]:
         rest = Subset(self.batches, range(self.step, self.config.end))
