@@ -1,7 +1,7 @@
 """mIoU on COCO-format annotations: the same as `sam-bigltl eval`. See --help."""
 
+from sam_bigltl.cli.evaluate import add_arguments, run
 from sam_bigltl.errors import ArgumentParser, run_cli
-from sam_bigltl.evaluation.cli import add_arguments, run
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="coco_miou.py")

@@ -16,10 +16,10 @@ import torch  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle  # noqa: E402
 
-from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig  # noqa: E402
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli  # noqa: E402
-from sam_bigltl.registry import ENCODERS  # noqa: E402
-from sam_bigltl.trunk import heads_of  # noqa: E402
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig  # noqa: E402
+from sam_bigltl.modeling.registry import ENCODERS  # noqa: E402
+from sam_bigltl.modeling.trunk import heads_of  # noqa: E402
 
 BIG, BIG_LIGHT = "#1f5fa8", "#d6e4f5"
 LITTLE, LITTLE_LIGHT = "#c77700", "#fde9c9"

@@ -1,7 +1,7 @@
 """mIoU on LVIS v1 annotations, and LVIS AP with a detector's boxes: `coco_miou.py` with LVIS's rules. See --help."""
 
+from sam_bigltl.cli.evaluate import add_arguments, run
 from sam_bigltl.errors import ArgumentParser, run_cli
-from sam_bigltl.evaluation.cli import add_arguments, run
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="lvis_miou.py")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
-from sam_bigltl.registry import ENCODERS
-from sam_bigltl.trunk import heads_of
+from sam_bigltl.modeling.registry import ENCODERS
+from sam_bigltl.modeling.trunk import heads_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 HEAD = """\

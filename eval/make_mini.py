@@ -116,8 +116,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(prog="make_mini.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="JSON", help="masks to train on, COCO format")
+    parser = ArgumentParser(
+        prog="make_mini.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="JSON", help="masks to train on, COCO format"
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their photographs")
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on, which choose nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the phases (runs)")

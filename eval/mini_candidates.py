@@ -15,9 +15,9 @@ from statistics import median
 
 import torch
 
-from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
+from sam_bigltl.bench.timing import measure, timed
 from sam_bigltl.errors import ArgumentParser, run_cli
-from sam_bigltl.latency.timing import measure, timed
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 
 FORMATS = ("int8", "bfloat16", "float32")
 RATIOS = (1.0, 0.25)
@@ -27,10 +27,25 @@ def candidates() -> dict[str, EncoderConfig]:
     """By name: the old shape, widths and depths at 640 px, and two other input sizes."""
     found = {
         "448 px, 192 x 8, plain stem": EncoderConfig(
-            img_size=448, dim=192, depth=8, num_heads=6, global_layers=(1, 3, 5, 7), window=7, stem=(24, 48, 96, 192), little_dim=48
+            img_size=448,
+            dim=192,
+            depth=8,
+            num_heads=6,
+            global_layers=(1, 3, 5, 7),
+            window=7,
+            stem=(24, 48, 96, 192),
+            little_dim=48,
         )
     }
-    for size, dim, depth in ((640, 192, 8), (640, 256, 6), (640, 256, 8), (640, 320, 6), (640, 384, 6), (512, 256, 6), (768, 256, 6)):
+    for size, dim, depth in (
+        (640, 192, 8),
+        (640, 256, 6),
+        (640, 256, 8),
+        (640, 320, 6),
+        (640, 384, 6),
+        (512, 256, 6),
+        (768, 256, 6),
+    ):
         found[f"{size} px, {dim} x {depth}"] = EncoderConfig(
             img_size=size, dim=dim, depth=depth, num_heads=dim // 32, global_layers=tuple(range(1, depth, 2)), window=8,
             stem="mobile", little_dim=dim // 4,

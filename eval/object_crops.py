@@ -1,6 +1,6 @@
 """Labelled object crops from COCO-format annotations. See `python eval/object_crops.py --help`."""
 
-from sam_bigltl.training.crops import main
+from sam_bigltl.data.crops import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Measure ONNX Runtime against torch. See `python eval/onnx_latency.py --help` and `sam_bigltl/latency/onnx_runtime.py`."""
 
-from sam_bigltl.latency.onnx_runtime import main
+from sam_bigltl.bench.onnx_runtime import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """The ablations of docs/study.md. See --help."""
 
-from sam_bigltl.training.study import main
+from research.study import main
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,9 @@
 
 Names are imported when they are asked for: `sam_bigltl.onnx_predictor` runs without torch, and only
 `BigLittleClassifier` needs timm.
+
+The rooms, each using those below it: `cli`, `demo`, `training`, `evaluation`, `bench`, `predict`, `convert`, `modeling`,
+`fast` and `data`.
 """
 
 from __future__ import annotations
@@ -9,16 +12,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import _moved
+
 if TYPE_CHECKING:
-    from .automatic import SamAutomaticMaskGenerator
-    from .classifier import BigLittleClassifier
     from .convert import convert_sam, load_sam, save_sam
-    from .encoder import BigLittleEncoder, EncoderConfig
+    from .convert.registry import sam_model_registry
     from .errors import InputError
-    from .predictor import SamPredictor
-    from .registry import sam_model_registry
+    from .modeling.classifier import BigLittleClassifier
+    from .modeling.encoder import BigLittleEncoder, EncoderConfig
+    from .predict.automatic import SamAutomaticMaskGenerator
+    from .predict.predictor import SamPredictor
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 __all__ = [
     "BigLittleClassifier",
@@ -34,16 +41,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BigLittleClassifier": "classifier",
-    "BigLittleEncoder": "encoder",
-    "EncoderConfig": "encoder",
+    "BigLittleClassifier": "modeling.classifier",
+    "BigLittleEncoder": "modeling.encoder",
+    "EncoderConfig": "modeling.encoder",
     "InputError": "errors",
-    "SamAutomaticMaskGenerator": "automatic",
-    "SamPredictor": "predictor",
-    "convert_sam": "convert",
-    "load_sam": "convert",
-    "sam_model_registry": "registry",
-    "save_sam": "convert",
+    "SamAutomaticMaskGenerator": "predict.automatic",
+    "SamPredictor": "predict.predictor",
+    "convert_sam": "convert.sam",
+    "load_sam": "convert.sam",
+    "sam_model_registry": "convert.registry",
+    "save_sam": "convert.sam",
 }
 
 

@@ -11,8 +11,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from . import classifier  # noqa: F401 - registers the models
 from .errors import InputError, run_cli
+from .modeling import classifier  # noqa: F401 - registers the models
 
 
 def main(argv: list[str]) -> None:

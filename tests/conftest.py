@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_cli
 import torch
+from evaluation_toy import data, many, stub_model  # noqa: F401 - fixtures
 from training_toy import write_shapes
 
 from sam_bigltl.training.denormals import denormals_are_zero

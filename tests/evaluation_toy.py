@@ -233,3 +233,61 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "eval" / "coco_miou.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+IMAGES = 6
+
+
+MODEL = """
+import os, time
+from pathlib import Path
+import numpy as np
+from types import SimpleNamespace
+
+class Slow:
+    transform = SimpleNamespace(target_length=32)
+    def set_image(self, image, image_format="RGB"):
+        self.image = int(image[0, 0, 0])
+        with open(Path(__file__).with_name("images.log"), "a") as file:
+            file.write(f"{self.image}\\n")
+        time.sleep(float(os.environ.get("SLOW", 0)))
+    def predict(self, point_coords=None, point_labels=None, box=None, multimask_output=True):
+        x0, y0, x1, y1 = (int(v) for v in box)
+        masks = np.zeros((3, 24, 32), bool)
+        for i, mask in enumerate(masks):
+            mask[max(0, y0 - i) : y1, max(0, x0 - self.image % 5) : x1] = True
+        return masks, np.array([0.2, 0.9, 0.4]), np.zeros((3, 8, 8), np.float32)
+
+def make(checkpoint=None):
+    return Slow()
+
+def broken():
+    raise RuntimeError("no weights")
+
+def nothing():
+    return object()
+"""
+
+
+@pytest.fixture
+def many(data: SimpleNamespace) -> SimpleNamespace:
+    """The toy set on `IMAGES` images, and a file with a model that writes down every image it is given."""
+    content = toy()
+    template = [each for each in content["annotations"] if each["id"] in TARGETS]
+    content["images"] = [{"id": i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(IMAGES)]
+    content["annotations"] = [
+        {**each, "id": 10 * i + each["id"], "image_id": i} for i in range(IMAGES) for each in template
+    ]
+    for i in range(IMAGES):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), i, np.uint8)).save(data.images / f"{i}.png")
+    data.write(content)
+    (data.out.parent / "slow_model.py").write_text(MODEL)
+    return data
+
+
+def results(many: SimpleNamespace, out: str) -> tuple[str, list[dict]]:
+    folder = many.out.parent / out
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    for row in summary:
+        del row["seconds"], row["encoder_ms"]
+    return (folder / "instances.csv").read_text(), summary

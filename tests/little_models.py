@@ -6,8 +6,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
-from sam_bigltl.encoder import EncoderConfig
-from sam_bigltl.registry import build_sam
+from sam_bigltl.modeling.encoder import EncoderConfig
+from sam_bigltl.modeling.registry import build_sam
 
 
 def dense_config(**changes) -> EncoderConfig:

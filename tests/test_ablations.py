@@ -11,13 +11,12 @@ import pytest
 import tiny_cli
 import torch
 from little_models import dense_config, dense_sam, enliven
+from research import ablations, study, study_report
 from training_toy import write_shapes
 
-from sam_bigltl import registry
-from sam_bigltl.convert import convert_sam, save_sam
+from sam_bigltl.convert import convert_sam, registry, save_sam
 from sam_bigltl.errors import InputError
-from sam_bigltl.routing import Geometry, Selection
-from sam_bigltl.training import ablations, study, study_report
+from sam_bigltl.modeling.routing import Geometry, Selection
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

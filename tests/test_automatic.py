@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import segment_anything
 import torch
-
-from sam_bigltl.automatic import SamAutomaticMaskGenerator
-from sam_bigltl.errors import InputError
 from helpers import picture, tiny_sam
+
+from sam_bigltl.errors import InputError
+from sam_bigltl.predict.automatic import SamAutomaticMaskGenerator
 
 LOOSE = dict(points_per_side=4, pred_iou_thresh=-10.0, stability_score_thresh=0.0, box_nms_thresh=0.99,
              points_per_batch=5)  # fmt: skip

@@ -19,12 +19,12 @@ from segment_anything.modeling import Sam
 from training_toy import read_tar, write_shapes, write_shards, write_tar
 
 import sam_bigltl.training.cache as cache_module
-from sam_bigltl import registry
+from sam_bigltl.convert import registry
+from sam_bigltl.data.sources import START, Photo, Source, open_source
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.cache import EmbeddingCache
 from sam_bigltl.training.distill import fill_cache
 from sam_bigltl.training.frames import FrameConfig, FrameStreams, make_frame
-from sam_bigltl.training.sources import START, Photo, Source, open_source
 
 SIZE = (4, 3, 3)
 KINDS = ("folder", "json", "shards")

@@ -12,9 +12,9 @@ from little_models import enliven
 from torch import Tensor, nn
 
 from sam_bigltl import BigLittleClassifier
-from sam_bigltl.classifier import registered
 from sam_bigltl.convert import convert_vit
 from sam_bigltl.errors import InputError
+from sam_bigltl.modeling.classifier import registered
 
 SMALL = dict(img_size=64, depth=4, num_classes=7)
 

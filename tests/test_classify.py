@@ -13,19 +13,19 @@ import timm
 import torch
 from labelled import make_folder
 from little_models import enliven
+from research import classify_study
 from torch import nn
 from torch.nn import functional as F
 
 from sam_bigltl import cli
-from sam_bigltl.classifier import BigLittleClassifier
-from sam_bigltl.convert_vit import convert_vit
+from sam_bigltl.convert.classifiers import open_classifier, save_classifier
+from sam_bigltl.convert.probe import SamClassifier
+from sam_bigltl.convert.registry import sam_model_registry
+from sam_bigltl.convert.vit import convert_vit
+from sam_bigltl.data.labelled import open_dataset
 from sam_bigltl.errors import InputError
-from sam_bigltl.open_classifier import open_classifier, save_classifier
-from sam_bigltl.probe import SamClassifier
-from sam_bigltl.registry import sam_model_registry
-from sam_bigltl.training import classify_study
+from sam_bigltl.modeling.classifier import BigLittleClassifier
 from sam_bigltl.training.classify import Classification, ClassifyConfig, LabelledBatches, Objective
-from sam_bigltl.training.labelled import open_dataset
 
 KWARGS = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2)
 WORDS = [f"{key}={value}" for key, value in KWARGS.items()]

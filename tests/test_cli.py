@@ -32,7 +32,7 @@ def helped(capsys, *arguments: str) -> str:
 def test_help_names_every_command(capsys):
     text = helped(capsys)
     assert "example" in text
-    for name, (_, _, _, line) in COMMANDS.items():
+    for name, (_, line) in COMMANDS.items():
         assert name in text and line.split()[0] in text
 
 

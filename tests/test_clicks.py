@@ -13,9 +13,9 @@ import segment_anything
 import torch
 from helpers import picture
 
-from sam_bigltl.images import write_image
-from sam_bigltl.latency import clicks
-from sam_bigltl.registry import default_checkpoint
+from sam_bigltl.bench import clicks
+from sam_bigltl.convert.registry import default_checkpoint
+from sam_bigltl.data.images import write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 

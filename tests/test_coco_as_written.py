@@ -12,24 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_toy import (  # noqa: F401 - data and stub_model are fixtures
-    HEIGHT, TARGETS, WIDTH, arguments, compressed, data, main, stub_model, toy,
-)  # fmt: skip
+from evaluation_toy import HEIGHT, TARGETS, WIDTH, arguments, compressed, main, toy
 from PIL import Image
 from training_toy import edit, write_shapes
 
 from sam_bigltl import InputError
-from sam_bigltl.evaluation.datasets import CocoImage, check_image_files, load_coco, read_coco, read_photo
+from sam_bigltl.data.coco import CocoImage, check_image_files, load_coco, read_coco, read_photo
+from sam_bigltl.data.crops import main as crops_main
+from sam_bigltl.data.sources import open_source
 from sam_bigltl.evaluation.detections import Truth, average_precision, load_detections
-from sam_bigltl.segment_folder import load_prompts
-from sam_bigltl.training.crops import main as crops_main
+from sam_bigltl.predict.segment_folder import load_prompts
 from sam_bigltl.training.data import MaskBatches, SampleConfig
-from sam_bigltl.training.sources import open_source
 
 Change = Callable[[dict[str, Any]], Any]
 
 
-def figures(data: SimpleNamespace, content: dict[str, Any], *flags: str) -> list[dict[str, str]]:  # noqa: F811
+def figures(data: SimpleNamespace, content: dict[str, Any], *flags: str) -> list[dict[str, str]]:
     """What the command writes of each instance."""
     data.write(content)
     main(arguments(data, "--restart", "--no-report", *flags))
@@ -62,7 +60,7 @@ def batches(path: Path, **more: Any) -> MaskBatches:
 @pytest.mark.parametrize(("object_", "crowd"), [(0, 1), ("0", "1"), (False, True), (0.0, 1.0), (None, 1)])
 @pytest.mark.parametrize("protocol", ["A", "B", "C"])
 def test_crowds_in_every_spelling(
-    object_: Any, crowd: Any, protocol: str, data: SimpleNamespace, stub_model: SimpleNamespace,  # noqa: F811
+    object_: Any, crowd: Any, protocol: str, data: SimpleNamespace, stub_model: SimpleNamespace,
     capsys: pytest.CaptureFixture,
 ) -> None:  # fmt: skip
     content = changed(each("annotations", lambda entry: entry.update(iscrowd=crowd if entry["id"] == 2 else object_)))
@@ -70,22 +68,25 @@ def test_crowds_in_every_spelling(
     found = figures(data, content, *flags, "--refine", "0", "--prompts", "box")
     assert {row["annotation_id"] for row in found} == ({"1", "2", "3", "4", "7"} if protocol == "A" else set("1347"))
     *_, said = capsys.readouterr().out.splitlines()
-    assert said == {
-        "A": "annotations: 5 used, 1 left out (1 with area < 1)",
-        "B": "annotations: 4 used, 2 left out (1 marked as crowd, 1 with area < 1)",
-        "C": "annotations: 4 used, 2 left out (1 marked as crowd, 1 with area < 1)",
-    }[protocol]
+    assert (
+        said
+        == {
+            "A": "annotations: 5 used, 1 left out (1 with area < 1)",
+            "B": "annotations: 4 used, 2 left out (1 marked as crowd, 1 with area < 1)",
+            "C": "annotations: 4 used, 2 left out (1 marked as crowd, 1 with area < 1)",
+        }[protocol]
+    )
     report = json.loads((data.out / "results.json").read_text())
     assert report["annotations"]["used"] == report["summary"][0]["instances"]
 
 
-def test_a_missing_iscrowd_is_none(data: SimpleNamespace) -> None:  # noqa: F811
+def test_a_missing_iscrowd_is_none(data: SimpleNamespace) -> None:
     data.write(changed(each("annotations", lambda entry: entry.pop("iscrowd"))))
     assert not any(annotation.iscrowd for image in load_coco(data.json) for annotation in image.annotations)
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, "2", "yes", "true", "", [], [1], {}, float("nan")])
-def test_other_crowds_are_refused(value: Any, data: SimpleNamespace) -> None:  # noqa: F811
+def test_other_crowds_are_refused(value: Any, data: SimpleNamespace) -> None:
     data.write(changed(lambda content: content["annotations"][1].update(iscrowd=value)))
     for crowds in (True, False):
         with pytest.raises(InputError, match="annotation 3 has 'iscrowd' .*: write 0 or 1$"):
@@ -93,7 +94,7 @@ def test_other_crowds_are_refused(value: Any, data: SimpleNamespace) -> None:  #
 
 
 def test_what_is_left_out_is_said(
-    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture
 ) -> None:
     empty = compressed(np.zeros((HEIGHT, WIDTH), bool))
     content = changed(lambda content: content["annotations"][0].update(segmentation=empty))
@@ -114,7 +115,7 @@ def test_what_is_left_out_is_said(
 
 
 def test_average_precision_with_crowds_as_text(
-    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture
 ) -> None:
     content, results = whole(), data.out.parent / "results.json"
     data.write(content)
@@ -146,7 +147,7 @@ def test_training_and_distillation(tmp_path: Path) -> None:
     assert sum(len(photo.masks) for key in source.units() for photo in source.unit(key)) == count - crowds
 
 
-def crops(data: SimpleNamespace, content: dict[str, Any], *flags: str) -> list[str]:  # noqa: F811
+def crops(data: SimpleNamespace, content: dict[str, Any], *flags: str) -> list[str]:
     data.write(content)
     shutil.rmtree(data.out, ignore_errors=True)
     options = ["--annotations", str(data.json), "--images", str(data.images), "--output", str(data.out)]
@@ -154,7 +155,7 @@ def crops(data: SimpleNamespace, content: dict[str, Any], *flags: str) -> list[s
     return sorted(path.relative_to(data.out).as_posix() for path in data.out.rglob("*.jpg"))
 
 
-def test_object_crops(data: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
+def test_object_crops(data: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
     clean = crops(data, whole())
     said = "annotations: 4 used, 2 left out (1 marked as crowd, 1 narrower than 3 pixels)"
     assert capsys.readouterr().out.splitlines()[-1] == said and len(clean) == 4
@@ -180,9 +181,7 @@ def test_object_crops(data: SimpleNamespace, capsys: pytest.CaptureFixture) -> N
 
 # ---------------------------------------------------------------- encodings
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_encodings(
-    encoding: str, data: SimpleNamespace, stub_model: SimpleNamespace, tmp_path: Path  # noqa: F811
-) -> None:
+def test_encodings(encoding: str, data: SimpleNamespace, stub_model: SimpleNamespace, tmp_path: Path) -> None:
     (data.images / "30.png").rename(data.images / "dreißig.png")
     content = changed(lambda content: content["images"][0].update(file_name="dreißig.png"))
     expected = figures(data, content)
@@ -226,9 +225,7 @@ SPELLINGS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("case", SPELLINGS)
-def test_spellings_give_the_same_figures(
-    case: str, data: SimpleNamespace, stub_model: SimpleNamespace  # noqa: F811
-) -> None:
+def test_spellings_give_the_same_figures(case: str, data: SimpleNamespace, stub_model: SimpleNamespace) -> None:
     def by_id(rows: list[dict[str, str]]) -> list[dict[str, str]]:
         return sorted(rows, key=lambda row: row["annotation_id"])  # text comes in another order
 
@@ -238,8 +235,10 @@ def test_spellings_give_the_same_figures(
     assert by_id(figures(data, changed(SPELLINGS[case]))) == by_id(expected)
 
 
-def test_detections_with_other_spellings_of_ids(data: SimpleNamespace, tmp_path: Path) -> None:  # noqa: F811
-    rows = [{"image_id": 30, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1, "segmentation": compressed(TARGETS[1])}]
+def test_detections_with_other_spellings_of_ids(data: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 30, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1, "segmentation": compressed(TARGETS[1])}
+    ]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     data.write(whole())
     expected = list(load_detections(tmp_path / "r.json", load_coco(data.json))[0])
@@ -252,7 +251,7 @@ def test_detections_with_other_spellings_of_ids(data: SimpleNamespace, tmp_path:
         assert average_precision(data.json, tmp_path / "r.json") == precision
 
 
-def test_missing_areas_are_those_of_the_masks(data: SimpleNamespace) -> None:  # noqa: F811
+def test_missing_areas_are_those_of_the_masks(data: SimpleNamespace) -> None:
     for change in (lambda entry: entry.pop("area"), lambda entry: entry.update(area=None)):
         data.write(changed(each("annotations", change)))
         images, usage = read_coco(data.json)
@@ -277,7 +276,7 @@ def test_training_needs_neither_areas_nor_sizes(tmp_path: Path) -> None:
     assert open_source(str(path), tmp_path / "images").usage == batches(path).usage
 
 
-def test_sizes_come_from_the_folder_alone(data: SimpleNamespace) -> None:  # noqa: F811
+def test_sizes_come_from_the_folder_alone(data: SimpleNamespace) -> None:
     data.write(changed(SPELLINGS["no sizes"]))
     with pytest.raises(InputError, match="image 30 has no 'height' and 'width'; add them"):
         load_coco(data.json)
@@ -288,7 +287,7 @@ def test_sizes_come_from_the_folder_alone(data: SimpleNamespace) -> None:  # noq
 
 
 @pytest.mark.parametrize("twin", [3, 3.0, "3"])
-def test_duplicate_annotation_ids_are_refused_when_loaded(twin: Any, data: SimpleNamespace) -> None:  # noqa: F811
+def test_duplicate_annotation_ids_are_refused_when_loaded(twin: Any, data: SimpleNamespace) -> None:
     """Also of another image, and of one that is left out: tools that index by id would lose one."""
     for index in (2, 3, 5):
         data.write(changed(lambda content, index=index: content["annotations"][index].update(id=twin)))
@@ -296,8 +295,11 @@ def test_duplicate_annotation_ids_are_refused_when_loaded(twin: Any, data: Simpl
             load_coco(data.json, crowds=False)
 
 
-def test_ids_with_half_a_surrogate_pair(data: SimpleNamespace, tmp_path: Path) -> None:  # noqa: F811
-    for part, word in (("images", "an image has no integer"), ("annotations", "an annotation of image .* has no integer")):
+def test_ids_with_half_a_surrogate_pair(data: SimpleNamespace, tmp_path: Path) -> None:
+    for part, word in (
+        ("images", "an image has no integer"),
+        ("annotations", "an annotation of image .* has no integer"),
+    ):
         data.write(changed(lambda content, part=part: content[part][1].update(id="\ud800")))
         with pytest.raises(InputError, match=word):
             load_coco(data.json)
@@ -313,7 +315,7 @@ def test_ids_with_half_a_surrogate_pair(data: SimpleNamespace, tmp_path: Path) -
 @pytest.mark.parametrize(
     "name", ["../30.png", "a/../../30.png", "/etc/30.png", r"..\30.png", r"a\..\..\30.png", r"\etc\30.png", "a/.."]
 )
-def test_names_do_not_lead_out_of_the_folder(name: str, data: SimpleNamespace) -> None:  # noqa: F811
+def test_names_do_not_lead_out_of_the_folder(name: str, data: SimpleNamespace) -> None:
     shutil.copy(data.images / "30.png", data.images.parent)
     data.write(changed(lambda content: content["images"][0].update(file_name=name)))
     with pytest.raises(InputError, match="image 30 has the 'file_name' .* leads out of the folder"):
@@ -353,7 +355,7 @@ def lie_down(path: Path) -> None:
 
 
 def test_orientation_against_raw_sizes(
-    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture
 ) -> None:
     expected = figures(data, toy())
     lie_down(data.images / "30.png")
@@ -375,7 +377,7 @@ def test_orientation_against_raw_sizes(
 
 
 def test_orientation_in_training_and_crops(
-    tmp_path: Path, data: SimpleNamespace, capsys: pytest.CaptureFixture  # noqa: F811
+    tmp_path: Path, data: SimpleNamespace, capsys: pytest.CaptureFixture
 ) -> None:
     path = write_shapes(tmp_path / "set")
     expected = batches(path)[1]

@@ -12,9 +12,10 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, Sam
 
 from sam_bigltl.convert import convert_sam, describe, infer_config, load_sam, save_sam
-from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
+from sam_bigltl.convert.registry import sam_model_registry
 from sam_bigltl.errors import InputError
-from sam_bigltl.registry import DENSE, ENCODERS, build_sam, sam_model_registry
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
+from sam_bigltl.modeling.registry import DENSE, ENCODERS, build_sam
 
 TOLERANCE = 1e-4  # the default LayerNorm of ImageEncoderViT has an eps of 1e-5, SAM's builders and ours 1e-6
 

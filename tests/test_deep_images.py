@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 
 import sam_bigltl.images as images
+from sam_bigltl.data.images import as_rgb, decode_image, image_size, read_image
+from sam_bigltl.data.labelled import Transformed, open_dataset
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import as_rgb, decode_image, image_size, read_image
-from sam_bigltl.training.labelled import open_dataset
-from sam_bigltl.training.labelled import Transformed
 
 RAMP = np.linspace(0, 1, 4096).reshape(64, 64)
 

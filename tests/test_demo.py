@@ -21,16 +21,16 @@ from pycocotools import mask as mask_utils
 pytest.importorskip("gradio")
 
 from sam_bigltl import SamPredictor, load_sam
+from sam_bigltl.cli import demo as demo_cli
+from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.demo import app as demo_app
-from sam_bigltl.demo import cli as demo_cli
 from sam_bigltl.demo.engine import Engine, Stopped
 from sam_bigltl.demo.photos import make_photo, open_photo
 from sam_bigltl.demo.pictures import stage_pictures
 from sam_bigltl.demo.scene import History, Scene, act
 from sam_bigltl.demo.session import Session
 from sam_bigltl.errors import InputError
-from sam_bigltl.registry import default_checkpoint
-from sam_bigltl.segment import Prompt
+from sam_bigltl.predict.segment import Prompt
 
 SIZE = (60, 80)
 
@@ -102,7 +102,9 @@ def test_scenes_and_their_history() -> None:
     assert [item.name for item in gone.items] == ["red car"] and gone.active == 0
     empty = act(History(gone), {"kind": "remove", "index": 0}, SIZE).present
     assert empty.items[0].is_empty and empty.items[0].name == "object 3"
-    half = act(history, {"kind": "rename", "index": 0, "name": "a \ud800"}, SIZE).present  # which no download could hold
+    half = act(
+        history, {"kind": "rename", "index": 0, "name": "a \ud800"}, SIZE
+    ).present  # which no download could hold
     assert half.items[0].name == "a \\ud800"
     looked = act(history, {"kind": "select", "index": 0}, SIZE)
     assert looked.present.active == 0 and looked.past == history.past
@@ -206,7 +208,7 @@ def test_coco_json_and_python(session: Session, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture()).save("disc.png")
     names: dict = {}
-    exec(text, names)  # noqa: S102 - what a user would paste
+    exec(text, names)
     assert np.array_equal(names["mask"], mask.astype(bool))
 
 
@@ -217,7 +219,7 @@ def test_code_of_a_reduced_photograph(engine: Engine, tmp_path: Path, monkeypatc
     own.open(open_photo(Path("disc.png").read_bytes(), "disc.png", 64))
     own.act({"kind": "point", "x": 32, "y": 24, "label": 1})
     names: dict = {}
-    exec(own.download("python")["text"], names)  # noqa: S102
+    exec(own.download("python")["text"], names)
     assert names["mask"].shape == (48, 64) and names["sam"].image_encoder.keep_ratio == "auto"
     png = np.asarray(Image.open(BytesIO(content(own.download("mask")))))
     assert np.array_equal(names["mask"], png > 0)

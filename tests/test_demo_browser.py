@@ -20,10 +20,10 @@ pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: make test-browser installs it")
 
 from sam_bigltl import SamPredictor, load_sam
+from sam_bigltl.cli.demo import example_photos
+from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.demo.app import CSS, THEME, build_app
-from sam_bigltl.demo.cli import example_photos
 from sam_bigltl.demo.engine import Engine
-from sam_bigltl.registry import default_checkpoint
 
 
 def find_chromium() -> str | None:
@@ -74,7 +74,7 @@ def browser() -> Iterator:
 class Page:
     """One user at the demo."""
 
-    def __init__(self, browser, address: str, width: int = 1400, dark: bool = False) -> None:  # noqa: ANN001
+    def __init__(self, browser, address: str, width: int = 1400, dark: bool = False) -> None:
         self.context = browser.new_context(
             viewport={"width": width, "height": 1000}, accept_downloads=True, permissions=["clipboard-read", "clipboard-write", "camera"],
         )  # fmt: skip
@@ -149,7 +149,7 @@ class Page:
 
 
 @pytest.fixture
-def page(browser, address: str) -> Iterator[Page]:  # noqa: ANN001
+def page(browser, address: str) -> Iterator[Page]:
     own = Page(browser, address)
     yield own
     own.context.close()
@@ -232,7 +232,7 @@ def test_code_that_gives_the_same_mask(page: Page, photo: Path, monkeypatch: pyt
     assert "predictor.predict(" in text and "keep_ratio = 0.5" in text
     monkeypatch.chdir(photo.parent)
     names: dict = {}
-    exec(text, names)  # noqa: S102 - what a user would paste
+    exec(text, names)
     assert np.array_equal(names["mask"], np.asarray(Image.open(page.download("mask"))) > 0)
 
 
@@ -272,7 +272,7 @@ def test_keep_ratio_and_what_the_encoder_did(page: Page, photo: Path, tmp_path: 
     assert dense_again == dense and full <= dense
 
 
-def test_two_users_do_not_see_each_other(browser, address: str, photo: Path) -> None:  # noqa: ANN001
+def test_two_users_do_not_see_each_other(browser, address: str, photo: Path) -> None:
     one, other = Page(browser, address), Page(browser, address)
     one.open(photo)
     other.open(photo)
@@ -365,7 +365,7 @@ def test_a_click_is_quick(page: Page, photo: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.skipif(not example_photos(), reason="the photographs come with scikit-image")
-def test_how_it_looks(browser, address: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_how_it_looks(browser, address: str, tmp_path: Path) -> None:
     for name, width, dark in (
         ("empty", 1400, False),
         ("objects", 1400, False),

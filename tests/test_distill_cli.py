@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from training_toy import write_shapes, write_shards
 
-from sam_bigltl import registry
 from sam_bigltl.cli import main
-from sam_bigltl.convert import load_sam, save_sam
+from sam_bigltl.convert import load_sam, registry, save_sam
 
 TESTS = Path(__file__).resolve().parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

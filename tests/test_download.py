@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam_bigltl import download
-from sam_bigltl.download import Published
+from sam_bigltl.convert import download
+from sam_bigltl.convert.download import Published
 from sam_bigltl.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

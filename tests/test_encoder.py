@@ -7,18 +7,18 @@ from functools import partial
 
 import pytest
 import torch
+from research.ablations import OracleRouter
 from segment_anything import build_sam_vit_b
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 
-from sam_bigltl.attention import attend, attend_folded
+from sam_bigltl.bench.exactness import conversion_difference, randomise_positions
 from sam_bigltl.convert import convert_sam
-from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from sam_bigltl.errors import InputError
-from sam_bigltl.exactness import conversion_difference, randomise_positions
-from sam_bigltl.registry import build_sam
-from sam_bigltl.routing import Geometry, Selection, straight_through_gate, top_tokens
-from sam_bigltl.training.ablations import OracleRouter
+from sam_bigltl.modeling.attention import attend, attend_folded
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
+from sam_bigltl.modeling.registry import build_sam
+from sam_bigltl.modeling.routing import Geometry, Selection, straight_through_gate, top_tokens
 
 # (image side, width, depth, heads, global layers, window): padded windows, exact windows, window larger than the grid.
 SHAPES = [

@@ -14,10 +14,23 @@ import numpy as np
 import pytest
 import segment_anything
 import torch
-from evaluation_toy import (  # noqa: F401 - data and stub_model are fixtures
-    AREAS, HEIGHT, ROOT, TARGETS, WIDTH, FakePredictor, arguments, compressed, data, expected_rows, main, rectangle, script,
-    slow_click, slow_iou, stub_model, toy,
-)  # fmt: skip
+from evaluation_toy import (
+    AREAS,
+    HEIGHT,
+    ROOT,
+    TARGETS,
+    WIDTH,
+    FakePredictor,
+    arguments,
+    compressed,
+    expected_rows,
+    main,
+    rectangle,
+    script,
+    slow_click,
+    slow_iou,
+    toy,
+)
 
 from sam_bigltl import InputError, sam_model_registry, save_sam
 from sam_bigltl.evaluation import Clicker, Plan, box_xyxy, evaluate, load_coco, mask_iou, summarize, summary_rows

@@ -13,19 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from evaluation_toy import ROOT, arguments, data, main, stub_model, toy  # noqa: F401 - fixtures
-from test_evaluation_runs import IMAGES, many, results  # noqa: F401 - a fixture
+from evaluation_toy import IMAGES, ROOT, arguments, main, results, toy
 
 from sam_bigltl import InputError
+from sam_bigltl.data.files import csv_cell, csv_text, whole_file, write_csv
 from sam_bigltl.evaluation.compare import compare
-from sam_bigltl.evaluation.files import csv_cell, csv_text, whole_file
 from sam_bigltl.evaluation.journal import Journal, remove_journals
-from sam_bigltl.latency.report import write_csv
 from sam_bigltl.training.distill import write_skipped
 
 
 # ---------------------------------------------------------------- a disk that is full
-def evaluated(many: SimpleNamespace, out: str, most: int | None = None) -> subprocess.CompletedProcess:  # noqa: F811
+def evaluated(many: SimpleNamespace, out: str, most: int | None = None) -> subprocess.CompletedProcess:
     """The command, in a process whose files have `most` bytes at most, as under a quota."""
 
     def limit() -> None:
@@ -40,7 +38,7 @@ def evaluated(many: SimpleNamespace, out: str, most: int | None = None) -> subpr
     )  # fmt: skip
 
 
-def test_a_full_disk_costs_no_image_that_was_measured(many: SimpleNamespace) -> None:  # noqa: F811
+def test_a_full_disk_costs_no_image_that_was_measured(many: SimpleNamespace) -> None:
     assert evaluated(many, "whole").returncode == 0
     log, journal = many.out.parent / "images.log", many.out.parent / "cut" / "journal-0.jsonl"
     lines = (many.out.parent / "whole" / "journal-0.jsonl").read_bytes().splitlines(keepends=True)
@@ -59,7 +57,7 @@ def test_a_full_disk_costs_no_image_that_was_measured(many: SimpleNamespace) -> 
     assert results(many, "cut") == results(many, "whole")
 
 
-def test_a_disk_that_is_full_in_the_end(many: SimpleNamespace) -> None:  # noqa: F811
+def test_a_disk_that_is_full_in_the_end(many: SimpleNamespace) -> None:
     assert evaluated(many, "out").returncode == 0
     expected = results(many, "out")
     for name in ("results.json", "instances.csv"):
@@ -119,7 +117,7 @@ def test_numbers_stay_numbers(tmp_path: Path) -> None:
     assert rows[1:] == [["'=HYPERLINK(1).jpg", "'-is damaged"], ["a.jpg", "is empty"]]
 
 
-def test_ids_that_are_formulas(data: SimpleNamespace, stub_model: SimpleNamespace) -> None:  # noqa: F811
+def test_ids_that_are_formulas(data: SimpleNamespace, stub_model: SimpleNamespace) -> None:
     """Text in the JSON, numbers below 0 likewise: written harmlessly, and compared as what they are."""
     content = toy()
     names = {1: "=1+1", 3: "@SUM(1)", 7: "'-7", 2: -2}
@@ -142,9 +140,7 @@ def test_text_that_no_encoding_has_is_written_escaped(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_text() == "caf\\udce9.json"
 
 
-def test_annotations_in_a_file_whose_name_is_not_utf8(
-    data: SimpleNamespace, stub_model: SimpleNamespace  # noqa: F811
-) -> None:
+def test_annotations_in_a_file_whose_name_is_not_utf8(data: SimpleNamespace, stub_model: SimpleNamespace) -> None:
     path = Path(os.fsdecode(os.fsencode(data.json.parent) + b"/caf\xe9.json"))
     data.json.rename(path)
     main(arguments(data, "--annotations", str(path)))

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_toy import (  # noqa: F401 - data and stub_model are fixtures
-    HEIGHT, WIDTH, arguments, compressed, data, main, script, stub_model, toy, uncompressed,
-)  # fmt: skip
+from evaluation_toy import HEIGHT, WIDTH, arguments, compressed, main, script, toy, uncompressed
 from PIL import Image
 
 

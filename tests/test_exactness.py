@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from sam_bigltl.exactness import TOLERANCE, conversion_difference, randomise_positions
+from sam_bigltl.bench.exactness import TOLERANCE, conversion_difference, randomise_positions
 
 
 def tiny_sam() -> Sam:

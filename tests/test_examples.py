@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sam_bigltl.images import read_image
+from sam_bigltl.data.images import read_image
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 QUICK = {

@@ -11,25 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-from sam_bigltl import embeddings
-from sam_bigltl.convert import load_sam, save_sam
-from sam_bigltl.evaluation.detections import write_results
-from sam_bigltl.evaluation.files import csv_cell, whole_file
-from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.evaluation.run import _write_instances
-from sam_bigltl.files import encodable, remove_partial, utf8_path, whole_path
-from sam_bigltl.errors import InputError
-from sam_bigltl.hub import save_pretrained
-from sam_bigltl.images import read_image, write_image
-from sam_bigltl.latency.report import write_csv
-from sam_bigltl.open_classifier import save_classifier
-from sam_bigltl.segment import write_masks
-from sam_bigltl.segment_folder import keep_settings
-from sam_bigltl.training.skipped import write_skipped
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam
+from torch import nn
+
+from sam_bigltl.convert import load_sam, save_sam
+from sam_bigltl.convert.classifiers import save_classifier
+from sam_bigltl.convert.hub import save_pretrained
+from sam_bigltl.data.files import csv_cell, encodable, remove_partial, utf8_path, whole_file, whole_path, write_csv
+from sam_bigltl.data.images import read_image, write_image
+from sam_bigltl.data.skipped import write_skipped
+from sam_bigltl.errors import InputError
+from sam_bigltl.evaluation.detections import write_results
+from sam_bigltl.evaluation.results import InstanceResult
+from sam_bigltl.evaluation.run import _write_instances
+from sam_bigltl.predict import embeddings
+from sam_bigltl.predict.segment import write_masks
+from sam_bigltl.predict.segment_folder import keep_settings
 
 NAME = os.fsdecode(b"caf\xe9")  # in Latin-1
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam
+from PIL import Image
 
 from sam_bigltl import SamPredictor
+from sam_bigltl.data.coco import Annotation, CocoImage
 from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage
 from sam_bigltl.evaluation.runner import Plan, encode_masks, evaluate
-from sam_bigltl.focus import box_weights
+from sam_bigltl.predict.focus import box_weights
 
 
 def test_tokens_that_boxes_touch() -> None:

@@ -11,9 +11,10 @@ pytest.importorskip("timm")
 pytest.importorskip("accelerate")
 pytest.importorskip("webdataset")
 
-from sam_bigltl.errors import InputError  # noqa: E402
-from sam_bigltl.fuzz import run as fuzz  # noqa: E402
-from sam_bigltl.fuzz.mutate import mutate_bytes, mutate_json, mutate_words  # noqa: E402
+from fuzzing import run as fuzz
+from fuzzing.mutate import mutate_bytes, mutate_json, mutate_words
+
+from sam_bigltl.errors import InputError
 
 
 def test_bad_input_is_refused_in_one_line():

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from sam_bigltl import SamPredictor, load_sam
-from sam_bigltl.errors import InputError
-from sam_bigltl.hub import from_pretrained, save_pretrained
-from sam_bigltl.registry import default_checkpoint, sam_model_registry
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam
+
+from sam_bigltl import SamPredictor, load_sam
+from sam_bigltl.convert.hub import from_pretrained, save_pretrained
+from sam_bigltl.convert.registry import default_checkpoint, sam_model_registry
+from sam_bigltl.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 

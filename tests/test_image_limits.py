@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_bigltl.data.images import decode_image, read_image
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import decode_image, read_image
 
 SIDE = 8888  # its square is 79 megapixels
 HIDDEN = 13000  # 169 megapixels: below what Pillow itself refuses

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sam_bigltl.classifier  # noqa: F401 - registers the models
-from sam_bigltl import layer_cost
+from sam_bigltl.bench import layer_cost
+from sam_bigltl.convert.registry import sam_model_registry
+from sam_bigltl.data.crops import main as crops_main
 from sam_bigltl.evaluation import imagenet
-from sam_bigltl.registry import sam_model_registry
-from sam_bigltl.training.crops import main as crops_main
 
 ROOT = Path(__file__).resolve().parents[1]
 KWARGS = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_bigltl.data.images import decode_image, read_image, write_image
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import decode_image, read_image, write_image
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import torch
 from labelled import make_folder
 from tiny_cli import TINY
 
+from sam_bigltl.data.interrupts import interrupt_flag, waiting
 from sam_bigltl.errors import InputError
-from sam_bigltl.registry import build_sam
-from sam_bigltl.training.interrupts import interrupt_flag, waiting
+from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.training.loop import TrainConfig, Trainer, make_batches
 
 ROOT, TESTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
@@ -118,7 +118,9 @@ def weights(run: Trainer) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"), [(None, KeyboardInterrupt), (InputError("5.png is empty"), InputError)], ids=["signal", "bad input"]
+    ("error", "raised"),
+    [(None, KeyboardInterrupt), (InputError("5.png is empty"), InputError)],
+    ids=["signal", "bad input"],
 )
 def test_between_two_steps_the_run_ends_at_once_and_goes_on_as_if_it_had_not(error, raised, shapes, tmp_path):
     whole = trainer(shapes, tmp_path / "whole")

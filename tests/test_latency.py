@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from sam_bigltl.latency import cli
-from sam_bigltl.latency.cases import AUTOCAST, Case, Job, encoder_cases
-from sam_bigltl.latency.models import build, peer
-from sam_bigltl.latency.report import COLUMNS, format_table, output_path, result_rows, write_csv
-from sam_bigltl.latency.timing import gemm_peak, measure, peak_memory, timed
-from sam_bigltl.latency.worker import Worker
+from sam_bigltl.bench.cases import AUTOCAST, Case, Job, encoder_cases
+from sam_bigltl.bench.macs import Macs
+from sam_bigltl.bench.models import build, peer
+from sam_bigltl.bench.report import COLUMNS, format_table, output_path, result_rows
+from sam_bigltl.bench.timing import gemm_peak, measure, peak_memory, timed
+from sam_bigltl.bench.worker import Worker
+from sam_bigltl.cli import bench as cli
+from sam_bigltl.data.files import write_csv
 from sam_bigltl.errors import InputError
-from sam_bigltl.macs import Macs
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"device": "Some CPU (R) @ 2 GHz", "torch": "2.6.0+cpu", "threads": 2}

@@ -12,8 +12,8 @@ import pytest
 from evaluation_toy import HEIGHT, WIDTH, compressed, rectangle
 
 from sam_bigltl import InputError
+from sam_bigltl.data.coco import Usage, read_coco
 from sam_bigltl.evaluation import check_image_files, load_coco
-from sam_bigltl.evaluation.datasets import Usage, read_coco
 from sam_bigltl.evaluation.detections import average_precision
 
 URL = "http://images.cocodataset.org/"

@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from sam_bigltl.training import cli, distill_cli  # noqa: E402
+from sam_bigltl.cli import distill as distill_cli
+from sam_bigltl.cli import train as cli
 
 SCRIPT = Path(__file__).resolve().parents[1] / "eval" / "make_mini.py"
 
@@ -63,7 +64,9 @@ def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, arg
     args.install = False
     recipe.run(args)
     assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)
-    assert "--init" not in commands[0] and commands[1][commands[1].index("--init") + 1].endswith("crops/model.safetensors")
+    assert "--init" not in commands[0] and commands[1][commands[1].index("--init") + 1].endswith(
+        "crops/model.safetensors"
+    )
     recipe.run(args)
     assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)  # nothing again
     last = args.runs / recipe.TEACHER[-1].name

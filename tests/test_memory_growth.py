@@ -8,18 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import memory
 import pytest
 from little_models import dense_sam
 from PIL import Image
 
-from sam_bigltl import convert_sam, memory_growth, save_sam
+from sam_bigltl import convert_sam, save_sam
 
 # In a process of its own: in one that has freed much before, a leak would not be seen.
 SCRIPT = """
 import numpy as np
 from little_models import dense_sam
 from sam_bigltl import SamPredictor, convert_sam
-from sam_bigltl.memory_growth import rounds
+from sam_bigltl.bench.memory_growth import rounds
 sam = convert_sam(dense_sam(), little_dim=16)
 for leaking in (False, True):
     if leaking:
@@ -45,7 +46,7 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     save_sam(convert_sam(dense_sam(), little_dim=16), tmp_path / "a.safetensors")
     words = ["--checkpoint", tmp_path / "a.safetensors", "--rounds", 7, "--every", 3, "--longest", 40]
     words += ["--csv", tmp_path / "r" / "memory.csv", "--plot", tmp_path / "memory.png"]
-    memory_growth.main(list(map(str, words)))
+    memory.main(list(map(str, words)))
     with open(tmp_path / "r" / "memory.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["round"]) for row in rows] == [1, 3, 6, 7]
@@ -53,5 +54,5 @@ def test_the_command_writes_rows_and_a_picture(tmp_path, capsys):
     with Image.open(tmp_path / "memory.png") as picture:
         assert picture.width > 300
     with pytest.raises(SystemExit) as end:
-        memory_growth.main(["--rounds", "0"])
+        memory.main(["--rounds", "0"])
     assert end.value.code == 2 and len(capsys.readouterr().err.splitlines()) >= 1

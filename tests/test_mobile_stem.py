@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from sam_bigltl.convert import load_sam, save_sam
-from sam_bigltl.encoder import BigLittleEncoder, EncoderConfig
 from sam_bigltl.errors import InputError
-from sam_bigltl.mobile_stem import MobileStem
-from sam_bigltl.registry import build_sam
-from sam_bigltl.training.pretrained import load_pretrained_stem, lite0_weights
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig
+from sam_bigltl.modeling.mobile_stem import MobileStem
+from sam_bigltl.modeling.registry import build_sam
+from sam_bigltl.training.pretrained import lite0_weights, load_pretrained_stem
 
 timm = pytest.importorskip("timm")
 
@@ -57,7 +57,9 @@ def test_features_are_those_of_timm(published, height, width):
     load_pretrained_stem(stem, path)
     x = torch.randn(2, 3, height, width)
     with torch.no_grad():
-        raw = x * torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1) + torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+        raw = x * torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1) + torch.tensor([123.675, 116.28, 103.53]).view(
+            3, 1, 1
+        )
         wanted = network.bn1(network.conv_stem((raw - 127) / 128))
         ours = F.relu6(stem.first(x * stem.scale + stem.shift))
         for stage, blocks in zip(stem.stages, network.blocks, strict=True):
@@ -110,7 +112,9 @@ def test_the_published_weights_have_the_scale_that_tokens_are_made_for():
     squares = []
     for photo in (data.astronaut(), data.coffee(), data.chelsea()):
         pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None, :, :288, :448].float()
-        x = (pixels - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+        x = (pixels - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / torch.tensor(
+            [58.395, 57.12, 57.375]
+        ).view(3, 1, 1)
         with torch.no_grad():
             squares.append(stem(x).square().mean())
     assert 0.4 < torch.stack(squares).mean().sqrt() < 1.6  # features at different strides are not independent

@@ -14,19 +14,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-
 import tiny_cli
-from evaluation_toy import arguments, data, main, stub_model, toy  # noqa: F401
-from sam_bigltl import cli, registry
-from sam_bigltl.convert import save_sam
-from sam_bigltl.errors import ArgumentParser
-from sam_bigltl.latency.plot import plot
-from sam_bigltl.memory_growth import plot as plot_memory
-from sam_bigltl.visualize import side_by_side
+import torch
+from evaluation_toy import arguments, main, toy
 from helpers import picture
+from PIL import Image
 from training_toy import write_shapes
+
+from sam_bigltl.bench.memory_growth import plot as plot_memory
+from sam_bigltl.bench.plot import plot
+from sam_bigltl.cli import commands as cli
+from sam_bigltl.convert import registry, save_sam
+from sam_bigltl.errors import ArgumentParser
+from sam_bigltl.predict.visualize import side_by_side
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = os.fsdecode(b"caf\xe9")  # in Latin-1
@@ -100,14 +100,16 @@ def calls(path: Path) -> set[str]:
     found = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and "main" in found and any(name.name == "main" for name in node.names):
-            found |= calls(ROOT / f"{node.module.replace('.', '/')}.py")
+            module = Path(*node.module.split("."))
+            places = [ROOT / folder / f"{module}.py" for folder in ("", "eval", "tests")]
+            found |= calls(next((place for place in places if place.is_file()), ROOT / module / "commands.py"))
     return found
 
 
 SCRIPTS = sorted(path for folder in ("eval", "demo", "examples") for path in (ROOT / folder).glob("*.py"))
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "sam_bigltl" / "cli.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "sam_bigltl" / "cli" / "commands.py"], ids=lambda path: path.name)
 def test_every_script_is_run_by_run_cli(script):
     assert "run_cli" in calls(script)
 
@@ -115,9 +117,8 @@ def test_every_script_is_run_by_run_cli(script):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_is_plain(command):
     """It is printed before `run_cli` sees to the streams."""
-    module, add, _, _ = cli.COMMANDS[command]
     parser = ArgumentParser(prog=command)
-    getattr(cli._import(module, parser), add)(parser)
+    cli._import(cli.COMMANDS[command][0], parser).add_arguments(parser)
     assert parser.format_help().isascii()
 
 
@@ -156,7 +157,7 @@ def test_distill_and_its_cache(tmp_path):
     assert len(list((folder / "cache").glob("*.safetensors"))) == 1
 
 
-def test_evaluation(data: SimpleNamespace, stub_model: SimpleNamespace) -> None:  # noqa: F811
+def test_evaluation(data: SimpleNamespace, stub_model: SimpleNamespace) -> None:
     content = toy()
     for image in content["images"]:
         (data.images / image["file_name"]).rename(data.images / f"{NAME}{image['file_name']}")

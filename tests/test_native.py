@@ -11,11 +11,12 @@ from little_models import dense_config, dense_sam, embed, encoder_images, enlive
 from torch import Tensor, nn
 
 from sam_bigltl import convert_sam
-from sam_bigltl.encoder import BigLittleEncoder
 from sam_bigltl.errors import InputError
-from sam_bigltl.native import build, ops
-from sam_bigltl.ragged import Ragged, all_tokens, selected_tokens
-from sam_bigltl.routing import Geometry, Selection
+from sam_bigltl.fast.native import build, ops
+from sam_bigltl.fast.native.ragged import Ragged
+from sam_bigltl.modeling.encoder import BigLittleEncoder
+from sam_bigltl.modeling.layouts import all_tokens, selected_tokens
+from sam_bigltl.modeling.routing import Geometry, Selection
 
 
 @pytest.fixture(scope="module", autouse=True)

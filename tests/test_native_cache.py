@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sam_bigltl.errors import InputError
-from sam_bigltl.native import build
+from sam_bigltl.fast.native import build
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX")
 SH = "#!/bin/sh\n"

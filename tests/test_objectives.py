@@ -11,8 +11,8 @@ from little_models import dense_sam, enliven
 from torch import nn
 
 from sam_bigltl.convert import convert_sam
-from sam_bigltl.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
-from sam_bigltl.trunk import Taps
+from sam_bigltl.modeling.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
+from sam_bigltl.modeling.trunk import Taps
 from sam_bigltl.training.losses import router_loss, teacher_mask_loss
 from sam_bigltl.training.objectives import EmbeddingObjective, PromptObjective, Weights, _corrections
 

@@ -21,11 +21,11 @@ from sam_bigltl.errors import InputError
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
 
-from sam_bigltl.export import encoder_program, export_onnx, to_onnx  # noqa: E402
-from sam_bigltl.latency.onnx_runtime import Timed, result_rows, table  # noqa: E402
-from sam_bigltl.onnx_files import ENCODER  # noqa: E402
-from sam_bigltl.onnx_predictor import OnnxSamPredictor, resized_shape  # noqa: E402
-from sam_bigltl.predictor import ResizeLongestSideFloat32  # noqa: E402
+from sam_bigltl.bench.onnx_runtime import Timed, result_rows, table
+from sam_bigltl.convert.export import encoder_program, export_onnx, to_onnx
+from sam_bigltl.convert.onnx_files import ENCODER
+from sam_bigltl.predict.onnx_predictor import OnnxSamPredictor, resized_shape
+from sam_bigltl.predict.predictor import ResizeLongestSideFloat32
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (40, 52)

@@ -7,14 +7,14 @@ import shutil
 
 import pytest
 import torch
+from helpers import picture
+from little_models import dense_config, dense_sam
 from segment_anything.modeling import Sam
 from torch._dynamo.testing import CompileCounter
 
-from sam_bigltl.encoder import BigLittleEncoder
 from sam_bigltl.errors import InputError
-from sam_bigltl.predictor import SamPredictor
-from helpers import picture
-from little_models import dense_config, dense_sam
+from sam_bigltl.modeling.encoder import BigLittleEncoder
+from sam_bigltl.predict.predictor import SamPredictor
 
 
 def little_sam() -> Sam:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import segment_anything
 import torch
-
-from sam_bigltl.errors import InputError
-from sam_bigltl.predictor import SamPredictor
-from sam_bigltl.registry import sam_model_registry
 from helpers import picture, tiny_sam
+
+from sam_bigltl.convert.registry import sam_model_registry
+from sam_bigltl.errors import InputError
+from sam_bigltl.predict.predictor import SamPredictor
 
 SIZES = [(40, 52), (64, 64), (100, 30), (3, 200), (200, 3), (1, 1), (7, 5)]
 

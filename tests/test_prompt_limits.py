@@ -14,8 +14,8 @@ from helpers import picture, tiny_sam
 
 from sam_bigltl import InputError, SamPredictor
 from sam_bigltl.evaluation.decoding import BatchDecoder, Prompt, PromptLoop
-from sam_bigltl.prompt_checks import MOST_POINTS, at_once
-from sam_bigltl.segment_folder import load_prompts
+from sam_bigltl.predict.prompt_checks import MOST_POINTS, at_once
+from sam_bigltl.predict.segment_folder import load_prompts
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ from helpers import picture
 from little_models import dense_sam
 
 hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from hypothesis.extra import numpy as arrays  # noqa: E402
-from pycocotools import mask as coco_mask  # noqa: E402
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pycocotools import mask as coco_mask
 
-from sam_bigltl import InputError, SamPredictor, convert_sam  # noqa: E402
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage  # noqa: E402
-from sam_bigltl.evaluation.rle import check_rle  # noqa: E402
-from sam_bigltl.routing import Geometry, Selection, top_tokens  # noqa: E402
-from sam_bigltl.segment import Prompt, Segment, annotation, parse_keep_ratio  # noqa: E402
+from sam_bigltl import InputError, SamPredictor, convert_sam
+from sam_bigltl.cli.segment import parse_keep_ratio
+from sam_bigltl.data.coco import Annotation
+from sam_bigltl.data.rle import check_rle
+from sam_bigltl.modeling.routing import Geometry, Selection, top_tokens
+from sam_bigltl.predict.segment import Prompt, Segment, annotation
 
 
 def examples(count: int):
@@ -246,7 +247,7 @@ def test_a_mask_survives_its_json(mask):
     record = annotation("a.jpg", Segment(mask, 0.5, Prompt(), 1.0))
     assert np.array_equal(coco_mask.decode(record["segmentation"]).astype(bool), mask)
     assert record["area"] == mask.sum() and record["size"] == list(mask.shape)
-    check_rle(record["segmentation"], CocoImage(1, "a.jpg", mask.shape), "mask")  # counts without pycocotools
+    check_rle(record["segmentation"], mask.shape, "mask", 1)  # counts without pycocotools
     read = Annotation(1, 1.0, None, record["segmentation"], mask.shape)
     assert np.array_equal(read.mask(), mask)
     counts = [0] if mask.T.flat[0] else []

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evaluation_toy import HEIGHT, TARGETS, WIDTH, data, slow_distance, slow_iou, toy  # noqa: F401 - data is a fixture
+from evaluation_toy import HEIGHT, TARGETS, WIDTH, slow_distance, slow_iou, toy
 from PIL import Image
 
+from sam_bigltl.data.coco import Annotation, CocoImage
 from sam_bigltl.evaluation import PROTOCOLS, Plan, Protocol, evaluate, load_coco
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage
 from sam_bigltl.evaluation.prompts import instance_rng
 
 SIDE = 16  # of the fake model's frame, pixels; the photograph covers 12 rows of it
@@ -117,7 +117,7 @@ def expected_b(annotation: dict, prompt: str) -> list[float]:
     return ious
 
 
-def test_protocol_b_against_slow_computation(data: SimpleNamespace) -> None:  # noqa: F811
+def test_protocol_b_against_slow_computation(data: SimpleNamespace) -> None:
     plan = Plan(protocol=PROTOCOLS["B"], prompts=("box", "point"), clicks=(1, 2, 3))
     images = load_coco(data.json, crowds=False, min_area=0.6)
     records = evaluate(Recorder(), images, data.images, plan)
@@ -130,7 +130,7 @@ def test_protocol_b_against_slow_computation(data: SimpleNamespace) -> None:  # 
                 assert found[prompt, count, annotation["id"]] == pytest.approx(iou, abs=1e-6), (annotation["id"], count)
 
 
-def test_protocol_c_against_slow_computation(data: SimpleNamespace) -> None:  # noqa: F811
+def test_protocol_c_against_slow_computation(data: SimpleNamespace) -> None:
     predictor, plan = Recorder(), Plan(protocol=PROTOCOLS["C"], prompts=("box", "point"), clicks=(1, 3))
     records = evaluate(predictor, load_coco(data.json, crowds=False), data.images, plan)
     found = {(r.prompt, r.clicks, r.annotation_id): r.iou for record in records for r in record.results}
@@ -177,7 +177,7 @@ def test_an_empty_mask_of_an_empty_target(tmp_path: Path, protocol: str, count: 
     assert [result.iou for result in record.results] == [0.0] * steps * count
 
 
-def test_oracle_takes_the_best_fitting_mask(data: SimpleNamespace) -> None:  # noqa: F811
+def test_oracle_takes_the_best_fitting_mask(data: SimpleNamespace) -> None:
     predictor = Recorder()
     records = evaluate(predictor, load_coco(data.json), data.images, Plan(protocol=custom(mask_select="oracle")))
     for record in records:
@@ -190,7 +190,7 @@ def test_oracle_takes_the_best_fitting_mask(data: SimpleNamespace) -> None:  # n
             assert result.predicted_iou == pytest.approx(float(scores[int(np.argmax(ious))]))
 
 
-def test_mask_feedback_hands_on_the_chosen_logits(data: SimpleNamespace) -> None:  # noqa: F811
+def test_mask_feedback_hands_on_the_chosen_logits(data: SimpleNamespace) -> None:
     predictor = Recorder()
     plan = Plan(protocol=custom(mask_feedback=True, refine=(0, 2)))
     evaluate(predictor, load_coco(data.json)[:1], data.images, plan)

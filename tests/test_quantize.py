@@ -10,8 +10,8 @@ from torch import nn
 
 from sam_bigltl import SamPredictor, convert_sam
 from sam_bigltl.errors import InputError
-from sam_bigltl.precision import check_precision, set_precision
-from sam_bigltl.quantize import Int8Linear, quantize_activation
+from sam_bigltl.fast.precision import check_precision, set_precision
+from sam_bigltl.fast.quantize import Int8Linear, quantize_activation
 
 
 def test_activation_rounding_by_hand() -> None:

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from sam_bigltl import quickstart
+from sam_bigltl.cli import quickstart
+from sam_bigltl.convert.registry import sam_model_registry
+from sam_bigltl.data.images import read_image
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import read_image
-from sam_bigltl.predictor import SamPredictor
-from sam_bigltl.registry import sam_model_registry
+from sam_bigltl.predict.predictor import SamPredictor
 
 
 def options(*arguments: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    quickstart.add_quickstart_arguments(parser)
+    quickstart.add_arguments(parser)
     return parser.parse_args([str(value) for value in arguments])
 
 
@@ -39,7 +39,7 @@ def test_run_writes_a_strip_per_photo(monkeypatch, tmp_path, capsys):
     sam = sam_model_registry["bigltl_mini"]()
     monkeypatch.setattr(quickstart, "load_predictor", lambda *_: SamPredictor(sam))
     monkeypatch.setattr(quickstart, "WARMUP", 0)
-    quickstart.run_quickstart(options("--out", tmp_path, "--runs", 1, "--device", "cpu"))
+    quickstart.run(options("--out", tmp_path, "--runs", 1, "--device", "cpu"))
     output = capsys.readouterr().out
     for name in ("astronaut", "coffee", "chelsea"):
         strip = read_image(tmp_path / f"quickstart_{name}.png")
@@ -54,11 +54,11 @@ def test_run_writes_a_strip_per_photo(monkeypatch, tmp_path, capsys):
 
 def test_bad_options(monkeypatch):
     with pytest.raises(InputError, match="runs"):
-        quickstart.run_quickstart(options("--runs", 0))
+        quickstart.run(options("--runs", 0))
     dense = sam_model_registry["vit_mini"]()
     monkeypatch.setattr(quickstart, "load_predictor", lambda *_: SamPredictor(dense))
     with pytest.raises(InputError, match="big.LITTLE"):
-        quickstart.run_quickstart(options("--device", "cpu"))
+        quickstart.run(options("--device", "cpu"))
 
 
 def test_iou():

@@ -17,8 +17,8 @@ from matplotlib import pyplot
 from pycocotools import mask as coco_mask
 
 from sam_bigltl import InputError
+from sam_bigltl.data.coco import Annotation, CocoImage
 from sam_bigltl.evaluation import report
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage
 from sam_bigltl.evaluation.metrics import mask_iou, summarize
 from sam_bigltl.evaluation.report import SIDE, THUMBNAILS, check_matplotlib, draw_instance, write_report
 from sam_bigltl.evaluation.results import InstanceResult

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from sam_bigltl.decode import BACKGROUND, FOREGROUND, NOT_A_POINT, dense_position
-from sam_bigltl.encoder import EncoderConfig
-from sam_bigltl.registry import build_sam
+from sam_bigltl.modeling.decode import BACKGROUND, FOREGROUND, NOT_A_POINT, dense_position
+from sam_bigltl.modeling.encoder import EncoderConfig
+from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.training.rounds import best_masks, decode_with_masks, draw_rounds, next_clicks
 
 CENTRE = torch.tensor([[0.0, 0.0]])  # noise of a click at the centre of the error
@@ -27,7 +27,9 @@ def test_the_click_is_the_deepest_pixel_of_the_larger_error():
         xy, label = next_clicks(
             _logits(found), torch.from_numpy(target).float()[None, None], torch.ones(1, 8, 8, dtype=torch.bool), CENTRE
         )
-        depths = [ndimage.distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1] for error in (target & ~found, found & ~target)]
+        depths = [
+            ndimage.distance_transform_edt(np.pad(error, 1))[1:-1, 1:-1] for error in (target & ~found, found & ~target)
+        ]
         x, y = ((xy[0, 0] - 1.5) / 4).round().int().tolist()  # the middle of a mask pixel of four pixels
         which = 0 if label.item() == FOREGROUND else 1
         # OpenCV's 3 x 3 mask is within some percent of the exact distance
@@ -69,7 +71,9 @@ def test_decoding_equals_the_classes_of_segment_anything(masked):
         for image in range(2):
             for prompt in range(3):
                 point = coords[image, prompt, None, :1], torch.ones(1, 1)
-                sparse, dense = sam.prompt_encoder(point, None, None if masks is None else masks[image, prompt][None, None])
+                sparse, dense = sam.prompt_encoder(
+                    point, None, None if masks is None else masks[image, prompt][None, None]
+                )
                 wanted, wanted_iou = sam.mask_decoder.predict_masks(
                     embeddings[image, None], sam.prompt_encoder.get_dense_pe(), sparse, dense
                 )

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import picture, tiny_sam
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from sam_bigltl import segment
+from sam_bigltl.cli import prompts, segment
+from sam_bigltl.convert.registry import sam_model_registry
+from sam_bigltl.data.images import read_image
 from sam_bigltl.errors import InputError, run_cli
-from sam_bigltl.images import read_image
-from sam_bigltl.predictor import SamPredictor
-from sam_bigltl.registry import sam_model_registry
-from sam_bigltl.routing import Route, RouteGroup
-from sam_bigltl.visualize import overlay, routing_picture, side_by_side
-from helpers import picture, tiny_sam
+from sam_bigltl.modeling.routing import Route, RouteGroup
+from sam_bigltl.predict.predictor import SamPredictor
+from sam_bigltl.predict.visualize import overlay, routing_picture, side_by_side
 
 BOX = "5,4,60,40"
 
@@ -54,8 +54,8 @@ def run(monkeypatch, mini):
 
     def run(*arguments: object) -> None:
         parser = argparse.ArgumentParser()
-        segment.add_segment_arguments(parser)
-        run_cli("sam-bigltl segment", segment.run_segment, parser.parse_args([str(value) for value in arguments]))
+        segment.add_arguments(parser)
+        run_cli("sam-bigltl segment", segment.run, parser.parse_args([str(value) for value in arguments]))
 
     return run
 
@@ -245,6 +245,6 @@ def test_side_by_side_scales_and_captions():
 
 def test_parse_errors_are_input_errors():
     with pytest.raises(InputError):
-        segment.parse_prompts(["1,2,3,4,5"], [])
+        prompts.parse_prompts(["1,2,3,4,5"], [])
     with pytest.raises(InputError):
-        segment.parse_keep_ratio("")
+        prompts.parse_keep_ratio("")

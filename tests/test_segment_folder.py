@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import picture
+from little_models import dense_config, dense_sam
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from sam_bigltl import SamPredictor, load_sam
 from sam_bigltl.cli import main
 from sam_bigltl.convert import save_sam
+from sam_bigltl.data.images import read_image
 from sam_bigltl.errors import InputError
-from sam_bigltl.images import read_image
-from sam_bigltl.segment_folder import load_prompts
-from helpers import picture
-from little_models import dense_config, dense_sam
+from sam_bigltl.predict.segment_folder import load_prompts
 
 BOXES = [{"box": [5, 4, 60, 40]}, {"box": [20.5, 10, 70, 45]}]
 POINTS = {"point_coords": [[20, 20], [70, 40]], "point_labels": [1, 0]}

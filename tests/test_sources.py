@@ -16,9 +16,9 @@ from pycocotools import mask as coco_mask
 from training_toy import cut_tar, edit, encode, read_tar, shapes_in, write_shapes, write_shards, write_tar
 
 import sam_bigltl.training.frames as frames
+from sam_bigltl.data.sources import START, Photo, Skipped, Source, open_source
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.frames import FrameConfig, FrameStreams
-from sam_bigltl.training.sources import START, Photo, Skipped, Source, open_source
 
 SHARDS, EACH, FILES = 3, 4, 7
 KINDS = ("folder", "json", "shards")
@@ -183,7 +183,9 @@ def test_estimates(sources, tmp_path):
     files = read_tar(first)
     write_tar(second, {f"{copy}_{name}": content for copy in range(20) for name, content in files.items()})
     assert abs(open_source(str(tmp_path)).estimate() - 21 * 3) < 4
-    assert open_source("pipe:cat absent_{0..2}.tar", addresses=True).estimate() == 33_000  # SA-1B's, where there is nothing to measure
+    assert (
+        open_source("pipe:cat absent_{0..2}.tar", addresses=True).estimate() == 33_000
+    )  # SA-1B's, where there is nothing to measure
 
 
 # ---------------------------------------------------------------- damaged photographs and shards

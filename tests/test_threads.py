@@ -13,7 +13,7 @@ from helpers import picture
 from little_models import dense_sam
 
 from sam_bigltl import SamPredictor, convert_sam
-from sam_bigltl.routing import Route
+from sam_bigltl.modeling.routing import Route
 
 SIZES = ((40, 52), (64, 64), (31, 90))
 ROUNDS = 6
@@ -28,7 +28,7 @@ def together(functions: list[Callable[[], None]]) -> None:
         start.wait()
         try:
             function()
-        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(function,)) for function in functions]

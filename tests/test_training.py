@@ -15,7 +15,7 @@ from tiny_cli import TINY
 
 from sam_bigltl.convert import convert_sam
 from sam_bigltl.errors import InputError
-from sam_bigltl.registry import build_sam
+from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.training.denormals import denormals_are_zero
 from sam_bigltl.training.loop import Forward, TrainConfig, Trainer, make_batches
 from sam_bigltl.training.optimizers import learning_rate

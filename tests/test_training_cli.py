@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from training_toy import edit, write_shapes
 
-from sam_bigltl import registry
 from sam_bigltl.cli import main
-from sam_bigltl.convert import load_sam, save_sam
+from sam_bigltl.convert import load_sam, registry, save_sam
 
 FILES = ("model.safetensors", "log.csv", "val.csv", "curve.png", "state.pt")
 TIMES = ("seconds", "images_per_s")
@@ -160,7 +159,9 @@ def test_two_processes_do_what_one_does(tiny, shapes, tmp_path):
         done = run(*launch, SCRIPT, *flags(shapes, tmp_path / str(count), *exact, model="bigltl_tiny"))
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("training annotations") == done.stdout.count("wrote ") == 1
-    ours, theirs = ([{k: float(v) for k, v in row.items()} for row in rows(tmp_path / name / "log.csv")] for name in "21")
+    ours, theirs = (
+        [{k: float(v) for k, v in row.items()} for row in rows(tmp_path / name / "log.csv")] for name in "21"
+    )
     assert [row["images"] for row in ours] == [4, 8, 12, 16]
     for row, expected in zip(ours, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-4)

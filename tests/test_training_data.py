@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from training_toy import COLOURS, edit, encode, write_shapes
 
 import sam_bigltl.training.data as data
+from sam_bigltl.data.workers import load
 from sam_bigltl.errors import InputError
+from sam_bigltl.modeling.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from sam_bigltl.training.data import MaskBatches, SampleConfig
-from sam_bigltl.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
-from sam_bigltl.training.workers import load
 
 
 def batches(path: Path, frame: int = 128, crop: int = 128, batch: int = 4, seed: int = 0, **changes) -> MaskBatches:

@@ -10,7 +10,7 @@ import torch
 from helpers import picture, tiny_sam
 from little_models import dense_config, dense_sam, small_reference_sam
 
-from sam_bigltl.decode import (
+from sam_bigltl.modeling.decode import (
     BACKGROUND,
     BOTTOM_RIGHT,
     FOREGROUND,

@@ -13,10 +13,10 @@ import torch
 from test_training import CONFIG, assert_same_run, interrupt_at, rows, trainer
 
 from sam_bigltl.errors import InputError
+from sam_bigltl.modeling.encoder import EncoderConfig
+from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.training.data import MaskBatches, SampleConfig
 from sam_bigltl.training.optimizers import learning_rate, make_optimizers
-from sam_bigltl.encoder import EncoderConfig
-from sam_bigltl.registry import build_sam
 
 ROUNDS = replace(CONFIG, rounds=5, round_prompts=1, paste=0.5, degrade=0.5, precision="float32")
 
@@ -79,7 +79,9 @@ def test_a_run_that_ends_early_has_the_rates_of_its_schedule(shapes, tmp_path):
 
 
 def test_a_pretrained_stem_learns_at_its_share_of_the_rate():
-    sam = build_sam(EncoderConfig(img_size=32, dim=16, depth=2, num_heads=2, global_layers=(1,), window=1, stem="mobile"))
+    sam = build_sam(
+        EncoderConfig(img_size=32, dim=16, depth=2, num_heads=2, global_layers=(1,), window=1, stem="mobile")
+    )
     for kind in ("adamw", "muon"):
         shares = {}
         for optimizer in make_optimizers(sam, replace(CONFIG, optimizer=kind, stem_lr=0.25)):

@@ -11,7 +11,7 @@ from helpers import picture
 from little_models import dense_config, dense_sam
 
 from sam_bigltl.convert import convert_sam
-from sam_bigltl.warm_start import warm_start
+from sam_bigltl.convert.warm_start import warm_start
 
 LITTLE = 12
 # Measured: relative error 0.114 -> 0.041 at keep_ratio 0.5 (2.8 times) and 0.142 -> 0.071 at 0.25 (2.0 times).

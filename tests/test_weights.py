@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sam_bigltl import SamPredictor, load_sam
-from sam_bigltl.checkpoints import check_tensors, find_weights
 from sam_bigltl.convert import save_sam
+from sam_bigltl.convert.checkpoints import check_tensors, find_weights
+from sam_bigltl.convert.classifiers import open_classifier
 from sam_bigltl.errors import InputError
-from sam_bigltl.open_classifier import open_classifier
 from sam_bigltl.training.config import LoopConfig
 from sam_bigltl.training.engine import Loop
 
@@ -163,8 +163,8 @@ def test_onnx_files(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from sam_bigltl.export import export_onnx
-    from sam_bigltl.onnx_predictor import OnnxSamPredictor
+    from sam_bigltl.convert.export import export_onnx
+    from sam_bigltl.predict.onnx_predictor import OnnxSamPredictor
 
     export_onnx(dense_sam(), tmp_path, 1.0)
     whole = {part: onnx.load(tmp_path / f"{part}.onnx") for part in ("encoder", "decoder")}

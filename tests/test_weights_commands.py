@@ -16,11 +16,13 @@ from torch import Tensor
 from training_toy import write_shapes, write_shards
 
 import sam_bigltl.classifier  # noqa: F401 - registers the models
-from sam_bigltl import export_cli, load_sam, registry
+from sam_bigltl import load_sam
+from sam_bigltl.bench.models import build
+from sam_bigltl.cli import export as export_cli
 from sam_bigltl.cli import main
+from sam_bigltl.convert import registry
 from sam_bigltl.demo.engine import Engine
 from sam_bigltl.evaluation import imagenet
-from sam_bigltl.latency.models import build
 
 KWARGS = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2)
 WORDS = [f"{key}={value}" for key, value in KWARGS.items()]

@@ -11,9 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
 from helpers import picture
+from PIL import Image
 
 pytest.importorskip("setuptools", minversion="77")  # the licence as pyproject.toml states it
 pytest.importorskip("pip")
@@ -49,7 +48,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in (
         "data/train.json",
         "runs/log.json",
-        "sam_bigltl/native/kernels.so",
+        "sam_bigltl/fast/native/kernels.so",
         "checkpoints/sam_vit_b_01ec64.pth",
     ):
         (folder / name).parent.mkdir(exist_ok=True)

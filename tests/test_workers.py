@@ -17,13 +17,12 @@ from labelled import make_folder
 from torch.utils.data import Dataset
 from training_toy import write_shapes
 
-from sam_bigltl import registry
 from sam_bigltl.cli import main
-from sam_bigltl.convert import save_sam
+from sam_bigltl.convert import registry, save_sam
+from sam_bigltl.data import workers
+from sam_bigltl.data.workers import load
 from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation import imagenet
-from sam_bigltl.training import workers
-from sam_bigltl.training.workers import load
 
 ROOT, TESTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from sam_bigltl import registry
 from sam_bigltl.cli import main
-from sam_bigltl.encoder import EncoderConfig
+from sam_bigltl.convert import registry
+from sam_bigltl.modeling.encoder import EncoderConfig
 
 _SHAPE = dict(
     img_size=128, dim=48, depth=2, num_heads=2, global_layers=(1,), window=4, out_chans=32, stem=(8, 16, 24, 32)

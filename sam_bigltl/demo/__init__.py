@@ -1,1 +1,4 @@
-"""The demo: a page on which clicks and boxes become masks, and on which one sees what the encoder spent."""
+"""The demo: a page on which clicks and boxes become masks, and on which one sees what the encoder spent.
+
+May use every room but `cli`.
+"""

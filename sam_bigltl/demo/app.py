@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 
 from ..errors import InputError
-from ..trunk import KeepRatio
+from ..modeling.trunk import KeepRatio
 from .canvas import make_canvas, make_hand_over
 from .engine import Engine, Stopped
 from .photos import MOST_BYTES, make_photo, open_photo

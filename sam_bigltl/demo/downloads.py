@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from ..trunk import KeepRatio
+from ..modeling.trunk import KeepRatio
 from .engine import Engine, Masks
 from .photos import Photo
 from .pictures import png_bytes

@@ -14,15 +14,15 @@ import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData
 
-from ..automatic import SamAutomaticMaskGenerator
-from ..convert import load_sam
-from ..embeddings import Embedding
-from ..macs import count_macs
-from ..precision import check_precision
-from ..predictor import SamPredictor
-from ..routing import Route
-from ..segment import Prompt, timed
-from ..trunk import KeepRatio
+from ..bench.macs import count_macs
+from ..convert.sam import load_sam
+from ..fast.precision import check_precision
+from ..modeling.routing import Route
+from ..modeling.trunk import KeepRatio
+from ..predict.automatic import SamAutomaticMaskGenerator
+from ..predict.embeddings import Embedding
+from ..predict.predictor import SamPredictor
+from ..predict.segment import Prompt, timed
 
 
 @dataclass(frozen=True)

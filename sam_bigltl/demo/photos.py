@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..data.files import encodable
+from ..data.images import decode_image
 from ..errors import InputError
-from ..files import encodable
-from ..images import decode_image
 
 MOST_BYTES = 40 * 2**20
 

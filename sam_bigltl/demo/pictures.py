@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..routing import Route
+from ..modeling.routing import Route
 
 
 def photo_url(image: np.ndarray, quality: int = 90) -> str:

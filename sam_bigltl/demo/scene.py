@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..data.files import encodable
 from ..errors import InputError
-from ..files import encodable
-from ..segment import Prompt
+from ..predict.segment import Prompt
 
 _MOST_ITEMS = 64
 _MOST_POINTS = 64

@@ -10,9 +10,9 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from ..errors import InputError
-from ..segment import Prompt
-from ..trunk import KeepRatio
-from ..visualize import colour
+from ..modeling.trunk import KeepRatio
+from ..predict.segment import Prompt
+from ..predict.visualize import colour
 from . import downloads
 from .engine import Encoded, Engine, Masks
 from .photos import Photo

@@ -1,11 +1,14 @@
-"""Evaluation of promptable segmentation on COCO-format data: `sam-bigltl eval`, `eval/coco_miou.py`, `eval/lvis_miou.py`."""
+"""How good masks and labels are: mIoU of promptable segmentation on COCO-format data, AP, ImageNet accuracy.
 
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, check_image_files, load_coco
-from sam_bigltl.evaluation.metrics import mask_iou, summarize
-from sam_bigltl.evaluation.prompts import Clicker, box_xyxy
-from sam_bigltl.evaluation.protocols import PROTOCOLS, Protocol
-from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.evaluation.runner import Plan, evaluate, summary_rows
+May use `bench` and every room below it.
+"""
+
+from ..data.coco import Annotation, CocoImage, check_image_files, load_coco
+from .metrics import mask_iou, summarize
+from .prompts import Clicker, box_xyxy
+from .protocols import PROTOCOLS, Protocol
+from .results import InstanceResult
+from .runner import Plan, evaluate, summary_rows
 
 __all__ = [
     "PROTOCOLS",

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.files import csv_text
-from sam_bigltl.evaluation.metrics import size_splits
+from ..data.files import csv_text
+from ..errors import InputError
+from .metrics import size_splits
 
 SPLITS = ("all", "small", "medium", "large")
 COLUMNS = ("image_id", "annotation_id", "area", "keep_ratio", "prompt", "clicks", "iou")  # those that are read

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from sam_bigltl.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
-from sam_bigltl.evaluation.metrics import mask_iou
-from sam_bigltl.prompt_checks import at_once
+from ..modeling.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
+from ..predict.prompt_checks import at_once
+from .metrics import mask_iou
 
 
 class Predictor(Protocol):

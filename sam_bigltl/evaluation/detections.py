@@ -13,11 +13,11 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as coco_mask
 
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, parse_coco, read_json
-from sam_bigltl.evaluation.fields import as_id, id_key, is_id, is_number
-from sam_bigltl.evaluation.files import load_json, whole_file
-from sam_bigltl.evaluation.rle import check_rle
+from ..data.coco import Annotation, CocoImage, parse_coco, read_json
+from ..data.fields import as_id, id_key, is_id, is_number
+from ..data.files import load_json, whole_file
+from ..data.rle import check_rle
+from ..errors import InputError
 
 MAX_DETECTIONS = {"coco": 100, "lvis": 300}  # COCO: of a category in an image; LVIS: of all categories together
 FREQUENCIES = ("r", "c", "f")  # of a category in LVIS's training images: rare, common, frequent
@@ -274,7 +274,7 @@ def _read_results(path: str | Path, truth: Truth) -> list[dict[str, Any]]:
             )
         if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
             raise InputError(f"{where} has no compressed RLE as its 'segmentation'; write the masks anew")
-        rle = check_rle(rle, image, where)
+        rle = check_rle(rle, image.size, where, image.id)
         category = truth.category_number.get(id_key(entry["category_id"]), 0)
         known += category > 0
         number = truth.image_number.get(str(image.id))

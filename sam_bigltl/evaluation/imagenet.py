@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from ..devices import device_name, parse_device, synchronize
+from ..bench.macs import count_macs
+from ..convert.classifiers import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
+from ..data.fields import is_number
+from ..data.files import write_csv
+from ..data.labelled import Transformed, collate, open_dataset
+from ..data.skipped import Unreadable
+from ..data.workers import load, worker_failures
 from ..errors import ArgumentParser, InputError, run_cli
-from ..latency.report import write_csv
-from ..macs import count_macs
-from ..open_classifier import add_model_arguments, data_config, logits_of, open_classifier, set_ratio
-from ..precision import check_precision
-from ..training.labelled import Transformed, collate, open_dataset
-from ..training.skipped import Unreadable
-from ..training.workers import load, worker_failures
-from ..trunk import Trunk
-from .fields import is_number
+from ..fast.devices import device_name, parse_device, synchronize
+from ..fast.precision import check_precision
+from ..modeling.trunk import Trunk
 
 COLUMNS = (
     "model", "keep_ratio", "top1", "top5", "images", "unreadable", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.files import cannot_write
-from sam_bigltl.evaluation.results import InstanceResult
+from ..data.files import cannot_write
+from ..errors import InputError
+from .results import InstanceResult
 
 
 @dataclass

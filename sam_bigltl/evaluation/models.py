@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from sam_bigltl.callables import call_named
-from sam_bigltl.convert import load_sam
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.decoding import Predictor
-from sam_bigltl.predictor import SamPredictor
+from ..convert.callables import call_named
+from ..convert.sam import load_sam
+from ..errors import InputError
+from ..predict.predictor import SamPredictor
+from .decoding import Predictor
 
 _NEEDED = ("set_image", "predict")
 

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, read_photo
-from sam_bigltl.evaluation.files import whole_file
-from sam_bigltl.evaluation.results import InstanceResult
+from ..data.coco import Annotation, CocoImage, read_photo
+from ..data.files import whole_file
+from ..errors import InputError
+from .results import InstanceResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
-from sam_bigltl.devices import device_name
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import CocoImage, Usage, check_image_files, read_coco
-from sam_bigltl.evaluation.detections import Detection, Truth, load_detections, write_results
-from sam_bigltl.files import sha256
-from sam_bigltl.evaluation.files import csv_cell, whole_file
-from sam_bigltl.evaluation.journal import ImageRecord, Journal, remove_journals
-from sam_bigltl.evaluation.models import predictor_of_callable, predictor_of_checkpoint
-from sam_bigltl.evaluation.report import check_matplotlib, write_report
-from sam_bigltl.evaluation.results import InstanceResult
-from sam_bigltl.evaluation.runner import Plan, check_keep_ratios, evaluate, summary_rows
-from sam_bigltl.evaluation.shards import Shard
+from ..data.coco import CocoImage, Usage, check_image_files, read_coco
+from ..data.files import csv_cell, sha256, whole_file
+from ..errors import InputError
+from ..fast.devices import device_name
+from .detections import Detection, Truth, load_detections, write_results
+from .journal import ImageRecord, Journal, remove_journals
+from .models import predictor_of_callable, predictor_of_checkpoint
+from .report import check_matplotlib, write_report
+from .results import InstanceResult
+from .runner import Plan, check_keep_ratios, evaluate, summary_rows
+from .shards import Shard
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,25 @@ import torch
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from sam_bigltl.devices import synchronize
-from sam_bigltl.errors import InputError
-from sam_bigltl.evaluation.datasets import Annotation, CocoImage, read_photo
-from sam_bigltl.evaluation.decoding import Prediction, Predictor, Prompt, PromptLoop, decoder_for
-from sam_bigltl.evaluation.detections import Detection
-from sam_bigltl.evaluation.journal import ImageRecord
-from sam_bigltl.evaluation.metrics import mask_iou, summarize
-from sam_bigltl.evaluation.prompts import (
-    CentreRandomClicker, Clicker, RandomClicker, box_xyxy, in_frame, instance_rng, resampled, tight_box,
-)  # fmt: skip
-from sam_bigltl.evaluation.protocols import PROTOCOLS, Protocol
-from sam_bigltl.evaluation.results import InstanceResult
+from ..data.coco import Annotation, CocoImage, read_photo
+from ..errors import InputError
+from ..fast.devices import synchronize
+from .decoding import Prediction, Predictor, Prompt, PromptLoop, decoder_for
+from .detections import Detection
+from .journal import ImageRecord
+from .metrics import mask_iou, summarize
+from .prompts import (  # fmt: skip
+    CentreRandomClicker,
+    Clicker,
+    RandomClicker,
+    box_xyxy,
+    in_frame,
+    instance_rng,
+    resampled,
+    tight_box,
+)
+from .protocols import PROTOCOLS, Protocol
+from .results import InstanceResult
 
 
 @dataclass(frozen=True)

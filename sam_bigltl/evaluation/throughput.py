@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from segment_anything import SamPredictor as PlainPredictor
 
-from sam_bigltl.errors import ArgumentParser, run_cli
-from sam_bigltl.evaluation.datasets import CocoImage, check_image_files, read_coco, read_photo
-from sam_bigltl.evaluation.metrics import mask_iou
-from sam_bigltl.evaluation.models import predictor_of_checkpoint
-from sam_bigltl.evaluation.prompts import Clicker, box_xyxy
-from sam_bigltl.evaluation.runner import Plan, check_keep_ratios, encode_masks, evaluate
+from ..data.coco import CocoImage, check_image_files, read_coco, read_photo
+from ..errors import ArgumentParser, run_cli
+from .metrics import mask_iou
+from .models import predictor_of_checkpoint
+from .prompts import Clicker, box_xyxy
+from .runner import Plan, check_keep_ratios, encode_masks, evaluate
 
 
 def plain_loop(predictor: PlainPredictor, image: CocoImage, folder: Path, clicks: int) -> dict[tuple, np.ndarray]:

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from ..data.files import encodable, remove_partial, utf8_path, whole_path
+from ..data.skipped import Skipped
+from ..data.sources import Photo, Source
 from ..errors import InputError
-from ..files import encodable, remove_partial, utf8_path, whole_path
-from .skipped import Skipped
-from .sources import Photo, Source
 
 GROUP = 64  # photographs a file, which is what an interruption costs at most
 OPEN_FILES = 32

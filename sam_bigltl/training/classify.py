@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset
 
+from ..data.labelled import LabelledImages
+from ..data.skipped import Skipped, Unreadable, write_skipped
+from ..data.workers import load
 from ..errors import InputError
-from ..trunk import Trunk
+from ..modeling.trunk import Trunk
 from .config import LoopConfig
 from .engine import Batch, Loop
-from .labelled import LabelledImages
-from .skipped import Skipped, Unreadable, write_skipped
-from .workers import load
 
 
 @dataclass(frozen=True, kw_only=True)

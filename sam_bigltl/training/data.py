@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
+from ..data.coco import Annotation, Usage, check_image_files, parse_coco, read_json, read_photo
+from ..data.fields import id_key
 from ..errors import InputError
-from ..evaluation.datasets import Annotation, Usage, check_image_files, parse_coco, read_json, read_photo
-from ..evaluation.fields import id_key
 from ..evaluation.prompts import tight_box
+from ..modeling.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from .augment import Cutout, degrade, jitter_colour, paste
 from .losses import MASK_STRIDE
 from .rounds import draw_rounds
@@ -204,14 +204,15 @@ class MaskBatches(Dataset):
             "coords": coords, "labels": labels, "boxes": boxes, "target": target,
         }  # fmt: skip
 
-
     def _read(self, index: int) -> np.ndarray:
         return read_photo(self.folder / self.images[index].file_name, self.images[index])
 
     def _cutout(self, rng: np.random.Generator) -> Cutout:
         """A random object of a random photograph, one of the larger ones there."""
         index = int(rng.choice(len(self.probability), p=self.probability))
-        candidates = sorted(self.images[index].annotations, key=lambda annotation: -annotation.bbox[2] * annotation.bbox[3])
+        candidates = sorted(
+            self.images[index].annotations, key=lambda annotation: -annotation.bbox[2] * annotation.bbox[3]
+        )
         annotation = candidates[int(rng.integers(min(3, len(candidates))))]
         mask = annotation.mask()
         if not mask.any():
@@ -225,7 +226,7 @@ def _sources(content: dict[str, Any], path: str | Path) -> dict[str | None, str]
     """The `source` of each image of a COCO-format file, by `id_key`; `path` is for the message."""
     sources = {id_key(entry.get("id")): entry.get("source") for entry in content["images"]}
     if None in sources.values():
-        raise InputError(f"{path}: balancing by source needs a \"source\" in every image's entry")
+        raise InputError(f'{path}: balancing by source needs a "source" in every image\'s entry')
     return sources
 
 

@@ -15,16 +15,16 @@ from accelerate.utils import gather_object
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..data.photos import preprocess
+from ..data.skipped import write_skipped
+from ..data.sources import START, Cursor, Photo, Source
+from ..data.workers import load
 from ..errors import InputError
 from .cache import EmbeddingCache
 from .config import LoopConfig
 from .engine import Batch, Loop
 from .frames import FrameConfig, FrameStreams, Part
 from .objectives import EmbeddingObjective, PromptObjective, Weights
-from .photos import preprocess
-from .skipped import write_skipped
-from .sources import START, Cursor, Photo, Source
-from .workers import load
 
 
 @dataclass(frozen=True, kw_only=True)

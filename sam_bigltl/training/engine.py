@@ -22,15 +22,15 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoints import check_tensors, read_checkpoint
+from ..convert.checkpoints import check_tensors, read_checkpoint
+from ..data.files import remove_partial, whole_path
+from ..data.interrupts import interrupt_flag, waiting
+from ..data.workers import worker_failures
 from ..errors import InputError
-from ..files import remove_partial, whole_path
-from ..trunk import Trunk
+from ..modeling.trunk import Trunk
 from .config import FREE, LoopConfig
 from .denormals import flush_denormals
-from .interrupts import interrupt_flag, waiting
 from .optimizers import learning_rate, make_optimizers
-from .workers import worker_failures
 
 Batch = dict[str, Tensor]
 

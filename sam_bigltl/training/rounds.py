@@ -11,14 +11,16 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..decode import BACKGROUND, FOREGROUND, NOT_A_POINT, decode, embed_prompts
+from ..modeling.decode import BACKGROUND, FOREGROUND, NOT_A_POINT, decode, embed_prompts
 from .losses import MASK_STRIDE
 
 # What a round adds to the prompts before it: a click, a click and the mask of the last round, or that mask alone.
 CLICK, CLICK_AND_MASK, MASK = 0, 1, 2
 _SHARES = (0.4, 0.45, 0.15)
 _STOP = 0.4  # chance that a round is the last
-_CENTRES = 0.5  # share of clicks at the centre of the error, where evaluation's clicker goes; SAM draws all from anywhere
+_CENTRES = (
+    0.5  # share of clicks at the centre of the error, where evaluation's clicker goes; SAM draws all from anywhere
+)
 
 
 def draw_rounds(most: int, prompts: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -9,10 +9,10 @@ import numpy as np
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..data.coco import check_image_files, read_coco
 from ..errors import InputError
-from ..evaluation.datasets import check_image_files, read_coco
 from ..evaluation.runner import Plan, evaluate, summary_rows
-from ..predictor import SamPredictor
+from ..predict.predictor import SamPredictor
 
 
 class Validation:

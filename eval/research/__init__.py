@@ -1,0 +1,1 @@
+"""Research: the studies behind the pages of docs/, run by scripts of the folder above."""

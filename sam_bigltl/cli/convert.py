@@ -1,0 +1,49 @@
+"""`sam-bigltl convert`: a SAM checkpoint to a big.LITTLE model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from ..convert.sam import convert_sam, load_sam, save_sam
+from ..errors import InputError
+
+EXAMPLES = """\
+examples:
+  sam-bigltl convert sam_vit_b_01ec64.pth bigltl_b.safetensors
+  sam-bigltl convert sam_vit_b_01ec64.pth bigltl_b.safetensors --warm-start photos/ --max-images 32
+
+At keep_ratio 1.0 the result computes what the SAM computes. Below, its little path is random until it is fitted
+(--warm-start, minutes) or distilled (sam-bigltl train --teacher)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `convert`."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", type=Path, help="SAM's .pth, or a dense model of ours")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    parser.add_argument("--little-dim", type=int, help="width of the little path (a quarter of the big one)")
+    parser.add_argument("--route-every", type=int, help="layers that share one selection (one selection a stage)")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the file (float32)")
+    parser.add_argument("--warm-start", type=Path, metavar="DIR", help="fit the little path on photographs in DIR")
+    parser.add_argument("--max-images", type=int, default=48, help="photographs used by --warm-start (48)")
+    parser.add_argument("--seed", type=int, default=0, help="of the new weights and the choice of photographs (0)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert, fit if asked, write."""
+    if args.target.suffix != ".safetensors":
+        raise InputError(f"the target is a .safetensors file, not {args.target}")
+    torch.manual_seed(args.seed)
+    sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every)
+    if args.warm_start:
+        from ..convert.warm_start import warm_start
+        from ..data.photos import preprocessed
+
+        warm_start(sam, preprocessed(sam, args.warm_start, args.max_images, args.seed))
+    save_sam(sam, args.target, getattr(torch, args.dtype))
+    encoder = sam.image_encoder.config
+    print(f"wrote {args.target}: width {encoder.dim} + {encoder.little_dim}, {len(encoder.groups)} routing groups")

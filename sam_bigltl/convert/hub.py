@@ -1,0 +1,156 @@
+"""Models as folders of the Hugging Face Hub: `model.safetensors`, `config.json` and a model card.
+
+`Sam` is `segment_anything`'s own class and its sizes are read from the tensors, so huggingface_hub's mixin, which wraps a
+class and its constructor, does not fit: these functions keep its names, files and arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+
+from ..data.files import load_json, whole_file
+from ..errors import InputError
+from ..fast.devices import parse_device
+from .sam import describe, load_sam, save_sam
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+_CARD = """\
+---
+library_name: sam_bigltl
+pipeline_tag: mask-generation
+tags:
+- segment-anything
+- vision-transformer
+---
+
+# {name}
+
+A Segment Anything model with a big.LITTLE image encoder ([arXiv 2410.10267](https://arxiv.org/abs/2410.10267)): {model}.
+
+```python
+from sam_bigltl import SamPredictor
+
+predictor = SamPredictor.from_pretrained("{name}", keep_ratio=0.5)  # this folder, or its repository id
+predictor.set_image(image)                                          # uint8 RGB of shape (H, W, 3)
+masks, iou, low_res = predictor.predict(box=box)                    # box: x0, y0, x1, y1
+```
+
+`keep_ratio`, the share of the tokens on the big path, is a run-time setting: any number in (0, 1], one a stage, or "auto".
+
+Training data, evaluation and licence: to be filled in by whoever publishes this model.
+"""
+
+
+def save_pretrained(sam: Sam, folder: str | PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+    """Write a model as a folder that `from_pretrained` reads and `hf upload` publishes.
+
+    Args:
+        sam: a Sam with one of this project's encoders, big.LITTLE or dense; its `keep_ratio` is kept.
+        folder: made where it is missing. A model card that is there already is left alone.
+        dtype: of the floating-point tensors in the file.
+
+    Raises:
+        InputError: another encoder, or a folder that cannot be written.
+    """
+    folder = Path(folder)
+    encoder = sam.image_encoder
+    if not hasattr(encoder, "config"):
+        raise InputError("this model has segment_anything's encoder: convert it with convert_sam first")
+    config = {
+        "library_name": "sam_bigltl",
+        "model": describe(encoder.config),
+        "keep_ratio": encoder.keep_ratio,
+        "image_encoder": asdict(encoder.config),
+    }
+    save_sam(sam, folder / WEIGHTS, dtype)
+    try:
+        with whole_file(folder / CONFIG) as file:
+            file.write(json.dumps(config, indent=2) + "\n")
+        if not (folder / CARD).exists():
+            with whole_file(folder / CARD) as file:
+                file.write(_CARD.format(name=folder.resolve().name, model=config["model"]))
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def from_pretrained(
+    name: str | PathLike[str],
+    *,
+    keep_ratio: float | tuple[float, ...] | str | None = None,
+    device: str | torch.device | None = None,
+    **download: Any,
+) -> Sam:
+    """The model of a folder that `save_pretrained` wrote, or of a repository of the Hugging Face Hub.
+
+    Args:
+        name: the folder, or the repository's id such as "someone/bigltl_b". A folder comes first.
+        keep_ratio: of the encoder; None is what the folder's `config.json` says.
+        device: as torch takes it; None is the CPU.
+        download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of `hf_hub_download`.
+
+    Raises:
+        InputError: no such folder or repository, no network, or files that hold no Sam.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{folder} holds no {WEIGHTS}: write the folder with sam_bigltl.hub.save_pretrained")
+    elif folder.is_file():
+        raise InputError(f"{folder} is a file: give its folder, or read it with load_sam")
+    else:
+        folder = _download(str(name), **download)
+    sam = load_sam(folder / WEIGHTS).to(parse_device(str(device or "cpu")))
+    path = folder / CONFIG
+    if keep_ratio is None and path.is_file():
+        repair = "delete it, or write the folder again"
+        config = load_json(path, "configuration", repair, repair)
+        keep_ratio = config.get("keep_ratio") if isinstance(config, dict) else None
+    if keep_ratio is not None:
+        sam.image_encoder.keep_ratio = keep_ratio
+    return sam
+
+
+def _download(repo_id: str, **options: Any) -> Path:
+    """The folder of the Hub's cache that holds a repository's weights and, where it has one, its configuration."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
+    except ModuleNotFoundError:
+        raise InputError(
+            f"there is no folder {repo_id}; to fetch it from the Hugging Face Hub: pip install huggingface_hub"
+        ) from None
+    try:
+        try:
+            hf_hub_download(repo_id, CONFIG, **options)
+        except EntryNotFoundError:  # weights alone will do; and where nothing can be reached, they say so
+            pass
+        return Path(hf_hub_download(repo_id, WEIGHTS, **options)).parent
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"there is no folder {repo_id}, and the Hugging Face Hub cannot be reached: check the path or the network"
+        ) from None
+    except EntryNotFoundError:
+        raise InputError(f"the repository {repo_id} of the Hugging Face Hub holds no {WEIGHTS}") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"there is no folder {repo_id}, and no such repository on the Hugging Face Hub, or none that may be read: "
+            "check the name, or log in with hf auth login"
+        ) from None
+    except HFValidationError:
+        raise InputError(f"there is no folder {repo_id}, and it is no repository id such as someone/model") from None
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{repo_id} cannot be fetched from the Hugging Face Hub ({reason})") from None

@@ -1,0 +1,220 @@
+"""From SAM to big.LITTLE and from files to models: conversion that keeps the function, and loading that checks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import Tensor
+
+from ..data.files import whole_path
+from ..errors import InputError
+from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
+from ..modeling.registry import DENSE, ENCODERS, build_sam
+from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint
+
+_PREFIX = "image_encoder."
+
+
+def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None = None) -> Sam:
+    """A Sam with a big.LITTLE encoder that computes the same function at keep_ratio 1.0.
+
+    Args:
+        sam: `segment_anything`'s Sam, or a dense one of ours. It is left as it was.
+        little_dim: width of the little path; None is a quarter of the big one. It starts random, see `warm_start`.
+        route_every: layers that share one selection of tokens; None is one selection a stage.
+
+    Returns:
+        a new Sam in eval mode with copies of all weights, on the device of `sam`, in float32.
+    """
+    encoder = sam.image_encoder
+    state = {name: value.float() for name, value in encoder.state_dict().items()}
+    config = infer_config({_PREFIX + name: value for name, value in state.items()}, "this model")
+    if config.little_dim:
+        raise InputError("this model has a little path already: there is nothing to convert")
+    if isinstance(encoder, ImageEncoderViT):  # what a state dict without relative positions does not tell
+        heads = encoder.blocks[0].attn.num_heads
+        attends_all = tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0)
+        window = max(block.window_size for block in encoder.blocks)
+        config = replace(config, img_size=encoder.img_size, num_heads=heads, global_layers=attends_all, window=window)
+    little_dim = config.dim // 4 if little_dim is None else little_dim
+    if little_dim <= 0:
+        raise InputError(f"little_dim is positive, not {little_dim}")
+    if route_every is not None and route_every < 1:
+        raise InputError(f"route_every is at least 1, not {route_every}")
+    config = replace(config, little_dim=little_dim, route_every=route_every)
+    big = BigLittleEncoder(config)
+    init_weights(big)
+    for name, missing in _load(big, state).items():
+        # A ViT without relative or absolute positions or biases is one whose positions and biases are zero.
+        if re.search(r"rel_pos_[hw]$|pos_embed$|attn\.qkv\.bias$", name):
+            missing.zero_()
+    result = Sam(big, copy.deepcopy(sam.prompt_encoder).float(), copy.deepcopy(sam.mask_decoder).float())
+    result.pixel_mean, result.pixel_std = sam.pixel_mean.float().clone(), sam.pixel_std.float().clone()
+    return result.to(sam.device).eval()
+
+
+def _load(encoder: BigLittleEncoder, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy `state` into `encoder`; returns the tensors of the big path that it did not hold."""
+    result = encoder.load_state_dict(state, strict=False)
+    if result.unexpected_keys:
+        raise InputError(f"an image encoder of another kind: {result.unexpected_keys[0]} has no place in SAM's ViT")
+    new = re.compile(r"^(little_blocks|transitions)\.|^blocks\.\d+\.(attn\.kv_little|norm_little|up|gamma)\b")
+    own = encoder.state_dict()
+    return {name: own[name] for name in result.missing_keys if not new.match(name)}
+
+
+def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
+    """Read a model from a file, its type inferred from the tensors.
+
+    Args:
+        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type. The
+            tensors may lie under a key such as "model" or "state_dict", and have a prefix such as "module.".
+        model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
+            of the SAM that it converts from; its little path then starts random.
+
+    Raises:
+        InputError: one line, for a file that is missing, broken, no Sam, of another type, or with values that are not
+            finite.
+    """
+    path = Path(path)
+    state, route_every = _read_state(path)
+    try:
+        config = infer_config(state, str(path))
+    except InputError:
+        raise
+    except (ValueError, IndexError, ArithmeticError):
+        raise InputError(f"{path} holds tensors of SAM's names, but not of shapes that fit together") from None
+    if isinstance(route_every, int) and route_every > 0:
+        stated = replace(config, route_every=route_every)
+        if stated.groups != config.groups and len(stated.groups) == len(config.groups):
+            config = stated
+    if model_type is not None and config != ENCODERS[model_type]:
+        if config == ENCODERS.get(DENSE.get(model_type, "")):
+            return convert_sam(_build(config, state, path))
+        raise InputError(f"{path} holds {describe(config)}, not {model_type}: load it as what it is")
+    return _build(config, state, path)
+
+
+def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model's tensors as safetensors, floating point ones as `dtype`; whole or not at all."""
+    path = Path(path)
+    state = {
+        name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        for name, value in sam.state_dict().items()
+    }
+    for name, value in state.items():
+        if not value.isfinite().all():
+            kind = str(dtype).removeprefix("torch.")
+            raise InputError(f"{path} is not written: {name} has values that are not finite, or not in {kind}")
+    config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
+    # Tensors tell the number of routing groups, which several values of route_every can share.
+    about = {"model": describe(config), "route_every": config.route_every}
+    try:
+        with whole_path(path) as partial:
+            # One entry: several come in any order.
+            save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def describe(config: EncoderConfig) -> str:
+    """The registry key of a configuration, or its sizes in words."""
+    for key, known in ENCODERS.items():
+        if known == config:
+            return key
+    little = f", little width {config.little_dim}" if config.little_dim else ", dense"
+    return f"an encoder of width {config.dim}, depth {config.depth}, {config.img_size} px{little}"
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a file, and route_every where it says so."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file")
+    content, route_every = read_checkpoint(path, _load_file)
+    state = find_weights(content, _PREFIX.rstrip("."), path)
+    check_tensors(state, path)
+    # Of a part that was wrapped alone; no name of SAM's has such a component.
+    return {name.replace(".module.", "."): value for name, value in state.items()}, route_every
+
+
+def _load_file(path: Path) -> tuple[Any, Any]:
+    if path.suffix != ".safetensors":
+        return load_tensors(path), None
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("sam_bigltl", "{}"))
+    return load_tensors(path), about.get("route_every")
+
+
+def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
+    try:
+        with torch.device("meta"):  # a file can imply a model of any size: nothing is allocated before the tensors fit
+            build_sam(config).load_state_dict(state, assign=True)
+    except Exception as error:  # of whatever module the sizes do not suit
+        detail = " ".join(str(error).split())[:160]
+        raise InputError(f"{path} looks like {describe(config)}, but its tensors do not fit: {detail}") from None
+    sam = build_sam(config)
+    sam.load_state_dict(state)  # to float32
+    return sam
+
+
+def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
+    """The encoder that a Sam's tensors belong to.
+
+    Args:
+        state: state dict of a Sam.
+        source: where it comes from, for the message.
+
+    Raises:
+        InputError: no Sam with a ViT encoder.
+    """
+    shapes = {name[len(_PREFIX) :]: tuple(value.shape) for name, value in state.items() if name.startswith(_PREFIX)}
+    needed = ("pos_embed", "neck.0.weight", "blocks.0.mlp.lin1.weight", "blocks.0.attn.qkv.weight")
+    if absent := [name for name in needed if name not in shapes]:
+        if source != "this model" or absent != ["pos_embed"]:
+            raise InputError(f"{source} holds no SAM with a ViT image encoder: it has no {_PREFIX}{absent[0]}")
+    out_chans, dim = shapes["neck.0.weight"][:2]
+    layers = {int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")}
+    depth = len(layers)
+    if layers != set(range(depth)):
+        raise InputError(f"{source} lacks layers: of {max(layers) + 1} it holds {depth}")
+    side = shapes["pos_embed"][1] if "pos_embed" in shapes else 0
+    tables = [shapes.get(f"blocks.{layer}.attn.rel_pos_h", (2 * side - 1, dim)) for layer in range(depth)]
+    sizes = [(table[0] + 1) // 2 for table in tables]
+    stem = None
+    patch = shapes.get("patch_embed.proj.weight", (0, 0, 16, 16))[-1]
+    if any(name.startswith("patch_embed.taps.") for name in shapes):
+        stem = "mobile"
+    elif any(name.startswith("patch_embed.layers.") for name in shapes):
+        patch = 16
+        convs = [shape for name, shape in shapes.items() if re.fullmatch(r"patch_embed\.layers\.\d+\.0\.weight", name)]
+        stem = tuple(shape[0] for shape in convs)
+    config = EncoderConfig(
+        img_size=side * patch,
+        dim=dim,
+        depth=depth,
+        num_heads=max(1, dim // tables[0][1]),
+        global_layers=tuple(layer for layer, size in enumerate(sizes) if size == side),
+        window=next((size for size in sizes if size != side), 0),
+        patch_size=patch,
+        mlp_ratio=shapes["blocks.0.mlp.lin1.weight"][0] / dim,
+        out_chans=out_chans,
+        stem=stem,
+        little_dim=shapes.get("transitions.0.down.weight", (0,))[0],
+    )
+    groups = len({name.split(".")[1] for name in shapes if name.startswith("transitions.")})
+    if groups and groups != len(config.groups):
+        every = [n for n in range(1, depth + 1) if len(replace(config, route_every=n).groups) == groups]
+        if not every:
+            raise InputError(f"{source} has {groups} routing groups, which no route_every gives over {depth} layers")
+        config = replace(config, route_every=every[0])
+    return config

@@ -1,0 +1,34 @@
+"""The number formats that an encoder computes in."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .quantize import Routed, quantize_encoder
+
+# Each with the dtype of its activations. No float16: it overflows in the LayerNorms of these encoders.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Raise InputError where `name` is none of PRECISIONS or cannot run on `device`."""
+    if name not in PRECISIONS:
+        raise InputError(f"unknown dtype {name!r}: choose from {', '.join(PRECISIONS)}")
+    if name == "int8" and device.type != "cpu":
+        raise InputError(f"int8 runs on the CPU only, not on {device}: use bfloat16 there")
+
+
+def set_precision(encoder: nn.Module, name: str) -> nn.Module:
+    """Make `encoder`, in place, compute in the format `name` of PRECISIONS; returns it.
+
+    int8 is for inference, for this project's encoders, and cannot be undone. Raises InputError.
+    """
+    if name == "int8":
+        if not isinstance(encoder, Routed):
+            raise InputError("int8 is for this project's encoders only: convert the model first")
+        check_precision(name, encoder.pos_embed.device)
+        return quantize_encoder(encoder)
+    check_precision(name, torch.device("cpu"))
+    return encoder.to(PRECISIONS[name])

@@ -1,0 +1,267 @@
+"""What every big.LITTLE ViT does between its patch embedding and its head: layers in groups, each with its selection.
+
+arXiv 2410.10267. Each group starts by projecting the C-wide tokens to the little width, selects K tokens from that little
+stream, runs its P-blocks on them and its E-blocks on all tokens, and ends by writing both back to C-wide tokens.
+
+Shapes: B images, N tokens, C big width, C_E little width, K = round(keep_ratio * N).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
+
+from ..errors import InputError
+from ..fast.native import build
+from ..memory import keep_freed_memory
+from .blocks import EBlock, PBlock
+from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
+
+KeepRatio = float | Sequence[float] | str
+
+
+@dataclass
+class Taps:
+    """What a forward pass leaves for distillation in the `taps` of an encoder, by layer.
+
+    Attributes:
+        layers: C-wide tokens (B, N, C) after a layer: after every layer that ran on all tokens, else after the last of
+            those that shared a selection.
+        little: after the last layer that shared a selection, the little path's estimate of these tokens (B, N, C) and
+            the router's scores (B, N).
+    """
+
+    layers: dict[int, Tensor] = field(default_factory=dict)
+    little: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Transition(nn.Module):
+    """What one group of layers adds to the blocks: into the little stream, the router, and back to C-wide tokens."""
+
+    def __init__(self, dim: int, little_dim: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, little_dim)
+        self.router = Router(little_dim)
+        self.up = nn.Linear(little_dim, dim)
+
+
+def heads_of(little_dim: int) -> int:
+    """Heads of the E-blocks: of 64 channels as in SAM where that divides the width, else of 32 or 16, else one."""
+    return next((little_dim // size for size in (64, 32, 16) if little_dim % size == 0), 1)
+
+
+def init_layers(parent: nn.Module) -> None:
+    """Initialise linear layers (truncated normal 0.02, as in ViT) and convolutions inside `parent`, in place."""
+    for module in parent.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * math.prod(module.kernel_size)
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Trunk(nn.Module):
+    """Blocks, routing and the run-time setting of a big.LITTLE ViT; a base of `BigLittleEncoder` and of the classifier,
+    which call `_set_up` once they are a module.
+
+    Attributes:
+        config: its shape; has `dim`, `depth`, `num_heads`, `mlp_ratio`, `little_dim`, `stages`, `groups`.
+        prefix: tokens at the start that are always big and never scored, such as a class token.
+        last_route: what the last forward pass selected.
+        taps: filled by a forward pass where it is a `Taps`.
+        focus: factors on the importance of tokens for the next passes, (B, N), or None; see `sam_bigltl.focus`.
+        gradient_checkpointing: trade time for memory in training.
+    """
+
+    prefix = 0
+
+    def _set_up(self, config: Any) -> None:
+        self.config = config
+        self.auto_mass = 0.9
+        self.last_route: Route | None = None
+        self.taps: Taps | None = None
+        self.focus: Tensor | None = None
+        self.gradient_checkpointing = False
+        self._keep_ratio: KeepRatio = 1.0
+
+    def _add_blocks(self, shape: Callable[[int], tuple[int, int]]) -> None:
+        """The P-blocks; `shape` gives the table size and the window of a layer, see `SemiCrossAttention`."""
+        config = self.config
+        self.blocks = nn.ModuleList(
+            PBlock(config.dim, config.num_heads, config.mlp_ratio, *shape(layer), config.little_dim)
+            for layer in range(config.depth)
+        )
+
+    def _add_little_path(self) -> None:
+        """E-blocks and transitions, as torch initialises them."""
+        config = self.config
+        if config.little_dim:
+            self.little_blocks = nn.ModuleList(
+                EBlock(config.little_dim, heads_of(config.little_dim), config.mlp_ratio) for _ in range(config.depth)
+            )
+            self.transitions = nn.ModuleList(Transition(config.dim, config.little_dim) for _ in config.groups)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model has no little path."""
+        return self.config.little_dim == 0
+
+    @property
+    def keep_ratio(self) -> KeepRatio:
+        """Share of the tokens on the big path: float, tuple with one float a stage, or "auto"."""
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: KeepRatio) -> None:
+        self._keep_ratio = self._checked(value)
+
+    def optimize(self, dtype: str = "bfloat16", compile: bool = False, native: bool = False) -> Self:
+        """Make inference faster, in place, with the same calls after it; returns the encoder.
+
+        The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
+
+        Args:
+            dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
+            compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio` at
+                its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto" stays
+                as it is. Not for int8.
+            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and int8
+                on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
+
+        Raises:
+            InputError: a dtype that there is not, or what cannot run on this machine.
+        """
+        from ..fast.precision import set_precision  # which imports this module
+
+        if compile and dtype == "int8":
+            raise InputError("int8 layers cannot be compiled: choose dtype='bfloat16' or compile=False")
+        if native:
+            if dtype == "float32" or self.pos_embed.device.type != "cpu":
+                raise InputError(
+                    "native kernels compute in bfloat16 and int8 on the CPU: choose one of them (--dtype) or leave native out"
+                )
+            build.load()
+        set_precision(self, dtype)
+        for module in self.modules():
+            if hasattr(module, "native"):
+                module.native = native
+        keep_freed_memory()
+        if compile:
+            # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
+            config = torch._dynamo.config
+            limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
+            setattr(config, limit, max(getattr(config, limit), 64))
+            self._prepare()  # index maps made during a call would cost a graph
+            self.compile(dynamic=False)
+        return self
+
+    def _prepare(self) -> None:
+        """Make what calls keep for the next ones."""
+
+    def _checked(self, value: KeepRatio) -> KeepRatio:
+        if isinstance(value, str):
+            if value != "auto":
+                raise InputError(f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not {value!r}")
+        elif isinstance(value, Sequence):
+            if len(value) != len(self.config.stages):
+                stages = len(self.config.stages)
+                raise InputError(f"keep_ratio has {len(value)} values, but the encoder has {stages} stages")
+            value = tuple(self._checked(_number(v)) for v in value)
+        else:
+            value = _number(value)
+            if not 0.0 < value <= 1.0:
+                raise InputError(f"keep_ratio is in (0, 1], not {value:g}")
+        if self.is_dense and value != 1.0:
+            raise InputError("this model is dense: it has no little path, and keep_ratio can only be 1.0")
+        return value
+
+    @torch.compiler.disable  # the number of tokens is another one for every image
+    def _one_by_one(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """`encode` of each image, for keep_ratio "auto", and the route of all of them."""
+        results, routes = [], []
+        for image in images.split(1):
+            results.append(encode(image))
+            routes.append(self.last_route)
+        self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
+        return torch.cat(results)
+
+    def _run_layers(self, x: Tensor, big: Geometry, small: Geometry) -> tuple[Tensor, tuple[RouteGroup, ...]]:
+        """All layers, x (B, N, C) -> (B, N, C), and what each group selected."""
+        route = []
+        for index, (stage, layers) in enumerate(self.config.groups):
+            ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
+            if ratio == 1.0:
+                for layer in layers:
+                    x = self._run(self.blocks[layer], x, big)
+                    if self.taps is not None:
+                        self.taps.layers[layer] = x
+                every = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(len(x), -1)
+                route.append(RouteGroup(tuple(layers), every, None))
+            else:
+                x, group = self._run_group(x, self.transitions[index], layers, ratio, big, small)
+                route.append(group)
+        return x, tuple(route)
+
+    def _run_group(
+        self, x: Tensor, transition: Transition, layers: range, ratio: float | str, big: Geometry, small: Geometry
+    ) -> tuple[Tensor, RouteGroup]:
+        """x (B, N, C) -> (B, N, C), and what was selected. `big` and `small` hold the windows of both paths."""
+        little = transition.down(x)  # (B, N, C_E)
+        scores = transition.router(little[:, self.prefix :])  # (B, N - prefix)
+        if self.focus is not None:
+            scores = scores * self.focus
+            scores = scores / scores.sum(dim=1, keepdim=True)
+        indices = top_tokens(scores.detach(), self._count(scores, ratio))
+        gate = straight_through_gate(scores, indices) if torch.is_grad_enabled() else None  # (B, K, 1)
+        if self.prefix:
+            always = torch.arange(self.prefix, device=x.device).expand(len(x), -1)
+            indices = torch.cat([always, indices + self.prefix], dim=1)
+            gate = gate if gate is None else F.pad(gate, (0, 0, self.prefix, 0), value=1.0)
+        selection = Selection(indices, big)
+        selected = selection.gather(x)  # (B, K, C)
+        for layer in layers:
+            selected = self._run(self.blocks[layer].routed, selected, little, selection, big, gate)
+            little = self._run(self.little_blocks[layer], little, small)
+        # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
+        estimate = x + transition.up(little)
+        group = RouteGroup(tuple(layers), indices[:, self.prefix :] - self.prefix, scores.detach())
+        if self.taps is None and not torch.is_grad_enabled():
+            return selection.scatter_(estimate, selected), group
+        x = selection.scatter(estimate, selected)
+        if self.taps is not None:
+            self.taps.layers[layers[-1]] = x
+            self.taps.little[layers[-1]] = (estimate, scores)
+        return x, group
+
+    def _run(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """A block; with `gradient_checkpointing` it is computed again in the backward pass instead of stored."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _count(self, scores: Tensor, ratio: float | str) -> int:
+        tokens = scores.shape[1]
+        if ratio != "auto":
+            return min(tokens, max(1, round(ratio * tokens)))
+        mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
+        return min(tokens, int((mass < self.auto_mass).sum()) + 1)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        kind = type(value).__name__
+        raise InputError(f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not a {kind}") from None
