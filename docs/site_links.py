@@ -1,5 +1,8 @@
-"""A hook of mkdocs.yml. Pages link to files outside docs/ as GitHub needs it (`../checkpoints/MODEL_CARD.md`): the site gets
-those files too, at their place in the repository, with docs/ as its root."""
+"""A hook of mkdocs.yml: files outside docs/ that pages link to are part of the site too.
+
+Links are written as GitHub needs them (`../checkpoints/MODEL_CARD.md`). The site has the repository's folders, with the
+pages of docs/ at its root.
+"""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_every_ask_has_an_answer():
     rows = re.findall(r"^\| (\d+) \|(.*)\|$", (ROOT / "docs" / "faq.md").read_text(), flags=re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, 26))
     for number, row in rows:
-        ask, where, answer = row.split(" | ")
+        _, _, answer = row.split(" | ")
         assert "`" in answer or "not answered" in answer, number
 
 
