@@ -1,7 +1,9 @@
 # make quickstart   segment photographs with the shipped model
 # make demo         serve the demo at http://127.0.0.1:7860
 # make test         run the tests
+# make lint         check style, types and the direction of imports
 # make test-browser run the demo's tests in Chromium, which it installs where there is none
+# make docs         build the documentation site in site/
 # make clean        remove caches and build files (keeps .venv, out/ and runs/)
 # make distclean    make clean, and remove .venv
 # Another interpreter: make test PYTHON=/path/to/python3.12
@@ -14,7 +16,7 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c "$(SUPPORTED)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: quickstart demo test test-browser clean distclean
+.PHONY: quickstart demo test lint test-browser docs clean distclean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python demo/quickstart.py
@@ -27,12 +29,23 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+lint: $(STAMP)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/mypy
+
 test-browser: $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[all,browser]"
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update && apt-get install -y chromium; \
 	else $(VENV)/bin/python -m playwright install chromium; fi; }
 	$(VENV)/bin/python -m pytest -s tests/test_demo_browser.py
+
+# The banner that is turned off speaks of mkdocs 2, which is not used here.
+docs: $(STAMP)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 # Made once, and again when the requirements change.
 $(STAMP): pyproject.toml setup.py constraints.txt
