@@ -91,7 +91,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds the former names, after Python has not."""
+    """Finds the former names. First of all finders: a folder under its former name would hold its files a second time."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -112,4 +112,4 @@ class _Moved(MetaPathFinder, Loader):
 
 def install() -> None:
     """Let the former names be imported."""
-    sys.meta_path.append(_Moved())
+    sys.meta_path.insert(0, _Moved())

@@ -71,6 +71,23 @@ def test_names(module):
     assert [name for name in NAMES[module].split() if not hasattr(loaded, name)] == []
 
 
+def test_former_names_are_the_modules_themselves():
+    program = """
+import importlib, sys
+from sam_bigltl._moved import MOVED
+for former, name in MOVED.items():
+    try:
+        module = importlib.import_module(f"sam_bigltl.{name}")
+    except ModuleNotFoundError as error:  # an extra that is not installed
+        assert not error.name.startswith("sam_bigltl"), error
+        continue
+    assert importlib.import_module(f"sam_bigltl.{former}") is module, former
+    assert module.__spec__.name == module.__name__ == f"sam_bigltl.{name}", former
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_commands():
     assert set(COMMANDS) == COMMANDS_AND_TASKS
 
