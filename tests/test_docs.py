@@ -25,7 +25,8 @@ from sam_bigltl.registry import ENCODERS
 from sam_bigltl.trunk import heads_of
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "checkpoints").glob("*.md")])
+AT_ROOT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = sorted([*AT_ROOT, *(ROOT / "docs").glob("*.md"), *(ROOT / "checkpoints").glob("*.md")])
 NAMED = [path for path in PAGES if path.parent.name == "docs"]
 
 
