@@ -1,6 +1,7 @@
 """Run one of timm's own scripts with this project's models registered.
 
-    python -m sam_bigltl.timm_script pytorch-image-models/validate.py --model bigltl_small_patch16_224 --model-kwargs keep_ratio=0.5 ...
+    python -m sam_bigltl.timm_script pytorch-image-models/validate.py --model bigltl_small_patch16_224 \\
+        --model-kwargs keep_ratio=0.5 ...
 
 timm has no way to find models of other packages by itself; nothing else of the script changes.
 """

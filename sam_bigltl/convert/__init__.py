@@ -1,7 +1,7 @@
 """From and to other people's files: SAM's and timm's weights, the Hugging Face Hub, downloads, ONNX, the warm start.
 
-May use `modeling`, `fast` and `data`. Names are imported when they are asked for: `convert_vit` alone needs timm, and the
-names of ONNX files are read where there is no torch.
+May use `modeling`, `fast` and `data`. Names are imported when they are asked for: `convert_vit` alone needs timm, and
+the names of ONNX files are read where there is no torch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ..data.files import utf8_path
 from ..errors import InputError
 
 # What trainings write next to their weights, and what cannot do anything.
-_HARMLESS = [
+_HARMLESS: list[Any] = [
     argparse.Namespace, (pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath"),
 ]  # fmt: skip
 # What wrappers put into names, at any place; what DataParallel and Lightning put before them is a prefix.
@@ -144,7 +144,8 @@ def find_weights(content: Any, anchor: str, path: Path) -> dict[str, Tensor]:
     if len(chosen) != 1:
         several = ", ".join(list(found)[:8])[:200]
         raise InputError(
-            f"{path} holds several models ({several}): write the one that you mean into a file of its own with torch.save"
+            f"{path} holds several models ({several}): write the one that you mean into a file of its own with "
+            "torch.save"
         )
     if len(found) > 1:
         others = ", ".join(way for way in found if way != chosen[0])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from .vit import convert_vit
 class KeyValues(ParseKwargs):
     """timm's KEY=VALUE option, which says in one line what is wrong with a word."""
 
-    def __call__(self, parser, namespace, values, option_string=None):  # noqa: ANN001 - argparse's signature
+    def __call__(self, parser, namespace, values, option_string=None):  # argparse's signature
         if wrong := [value for value in values if value.count("=") != 1]:
             raise argparse.ArgumentError(self, f"{wrong[0]!r} is not KEY=VALUE")
         try:
@@ -41,8 +42,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE",
                         help="for timm.create_model, such as img_size=96 depth=6")  # fmt: skip
     parser.add_argument("--backbone", type=Path, metavar="CKPT",
-                        help="instead of --model: the image encoder of this SAM (any that load_sam reads), frozen, under "
-                        "a linear head")  # fmt: skip
+                        help="instead of --model: the image encoder of this SAM (any that load_sam reads), frozen, "
+                        "under a linear head")  # fmt: skip
     parser.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pth) of the model, or of the probe")
     parser.add_argument("--num-classes", type=int, help="classes (default: those of the data)")
 
@@ -71,9 +72,10 @@ def open_classifier(
     for path in (checkpoint, backbone):
         if path is not None and not path.is_file():
             raise InputError(f"no checkpoint at {path}")
+    model: nn.Module
     if backbone is not None:
-        model = SamClassifier(load_sam(backbone), num_classes)
-        model.pretrained_cfg["num_classes"] = num_classes
+        model = probe = SamClassifier(load_sam(backbone), num_classes)
+        probe.pretrained_cfg["num_classes"] = num_classes
     else:
         try:
             model = timm.create_model(name, num_classes=num_classes, **(options or {}))
@@ -84,7 +86,8 @@ def open_classifier(
             raise InputError(f"timm cannot make {name}: {reason}") from None
     if checkpoint is not None:
         _load(model, checkpoint, head_only=backbone is not None)
-    return (convert_vit(model) if convert else model).eval()
+    # convert_vit checks what it is given.
+    return (convert_vit(cast(VisionTransformer, model)) if convert else model).eval()
 
 
 def _load(model: nn.Module, path: Path, head_only: bool) -> None:
@@ -99,7 +102,10 @@ def _load(model: nn.Module, path: Path, head_only: bool) -> None:
 
 
 def save_classifier(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Write weights as safetensors, which `timm.create_model(..., checkpoint_path=...)` reads; of a probe the head only."""
+    """Write weights as safetensors, which `timm.create_model(..., checkpoint_path=...)` reads.
+
+    Of a probe the head only.
+    """
     weights = {
         name: value.detach().cpu().contiguous() for name, value in weights.items()
         if not (isinstance(model, SamClassifier) and name.startswith("image_encoder."))
@@ -122,7 +128,8 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 def set_ratio(model: nn.Module, ratio: float | str) -> None:
     """Set `keep_ratio` where there is one; a model that computes every token takes 1.0 only."""
     if hasattr(model, "keep_ratio"):
-        model.keep_ratio = ratio
+        routed: Any = model
+        routed.keep_ratio = ratio
     elif ratio != 1.0:
         raise InputError(f"{type(model).__name__} computes every token: --keep-ratio can only be 1.0")
 

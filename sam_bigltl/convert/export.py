@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnxscript import opset18 as op
@@ -55,8 +56,8 @@ class DecoderGraph(nn.Module):
         Args:
             image_embeddings: (1, C, g, g).
             point_coords: (P, N, 2) x, y in the model's frame. A box is two points.
-            point_labels: (P, N) int64: 1 object, 0 background, 2 and 3 the corners of a box, -1 no point. SAM ends points
-                without a box with one of label -1.
+            point_labels: (P, N) int64: 1 object, 0 background, 2 and 3 the corners of a box, -1 no point. SAM ends
+                points without a box with one of label -1.
             mask_input: (P, 1, 4 g, 4 g) logits, anything where has_mask_input is 0.
             has_mask_input: (1,), 1 or 0.
 
@@ -176,15 +177,18 @@ def to_onnx(program: torch.export.ExportedProgram, part: str) -> torch.onnx.ONNX
     inputs, outputs = NAMES[part]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.onnx.export(
+        exported = torch.onnx.export(
             program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False,
             custom_translation_table=_TRANSLATIONS,
         )  # fmt: skip
+    assert exported is not None  # with `dynamo` it is a program
+    return exported
 
 
-def _stable_sort(self, stable=None, dim: int = -1, descending: bool = False):  # noqa: ANN001, ANN202 - an ONNX function
+def _stable_sort(self, stable=None, dim: int = -1, descending: bool = False):  # an ONNX function
     """aten::sort.stable, which torch's exporter lacks: TopK of all, whose equal values come by index as well."""
-    count = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    index: Any = op.Constant(value_ints=[dim])
+    count = op.Gather(op.Shape(self), index)
     return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
 
 

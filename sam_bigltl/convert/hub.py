@@ -1,7 +1,7 @@
 """Models as folders of the Hugging Face Hub: `model.safetensors`, `config.json` and a model card.
 
-`Sam` is `segment_anything`'s own class and its sizes are read from the tensors, so huggingface_hub's mixin, which wraps a
-class and its constructor, does not fit: these functions keep its names, files and arguments.
+`Sam` is `segment_anything`'s own class and its sizes are read from the tensors, so huggingface_hub's mixin, which wraps
+a class and its constructor, does not fit: these functions keep its names, files and arguments.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ tags:
 
 # {name}
 
-A Segment Anything model with a big.LITTLE image encoder ([arXiv 2410.10267](https://arxiv.org/abs/2410.10267)): {model}.
+A Segment Anything model with a big.LITTLE image encoder \
+([arXiv 2410.10267](https://arxiv.org/abs/2410.10267)): {model}.
 
 ```python
 from sam_bigltl import SamPredictor
@@ -43,7 +44,8 @@ predictor.set_image(image)                                          # uint8 RGB 
 masks, iou, low_res = predictor.predict(box=box)                    # box: x0, y0, x1, y1
 ```
 
-`keep_ratio`, the share of the tokens on the big path, is a run-time setting: any number in (0, 1], one a stage, or "auto".
+`keep_ratio`, the share of the tokens on the big path, is a run-time setting: any number in (0, 1], one a stage, \
+or "auto".
 
 Training data, evaluation and licence: to be filled in by whoever publishes this model.
 """

@@ -33,7 +33,8 @@ class SamClassifier(nn.Module):
         side = self.image_encoder.img_size
         self.pretrained_cfg: dict[str, Any] = {
             "input_size": (3, side, side), "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear",
-            "mean": tuple((sam.pixel_mean.flatten() / 255).tolist()), "std": tuple((sam.pixel_std.flatten() / 255).tolist()),
+            "mean": tuple((sam.pixel_mean.flatten() / 255).tolist()),
+            "std": tuple((sam.pixel_std.flatten() / 255).tolist()),
         }  # fmt: skip
 
     @property

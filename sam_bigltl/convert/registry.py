@@ -27,7 +27,10 @@ sam_model_registry["default"] = sam_model_registry["bigltl_h"]
 
 
 def default_checkpoint() -> Path:
-    """The shipped weights, `bigltl_mini.safetensors`: of the installed package, else of this checkout's `checkpoints/`."""
+    """The shipped weights, `bigltl_mini.safetensors`.
+
+    They are those of the installed package, else of this checkout's `checkpoints/`.
+    """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "weights", package.parent / "checkpoints"):
         if (folder / "bigltl_mini.safetensors").is_file():

@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,8 +77,8 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
     """Read a model from a file, its type inferred from the tensors.
 
     Args:
-        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type. The
-            tensors may lie under a key such as "model" or "state_dict", and have a prefix such as "module.".
+        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type.
+            The tensors may lie under a key such as "model" or "state_dict", and have a prefix such as "module.".
         model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
             of the SAM that it converts from; its little path then starts random.
 
@@ -190,7 +190,7 @@ def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
     side = shapes["pos_embed"][1] if "pos_embed" in shapes else 0
     tables = [shapes.get(f"blocks.{layer}.attn.rel_pos_h", (2 * side - 1, dim)) for layer in range(depth)]
     sizes = [(table[0] + 1) // 2 for table in tables]
-    stem = None
+    stem: tuple[int, ...] | Literal["mobile"] | None = None
     patch = shapes.get("patch_embed.proj.weight", (0, 0, 16, 16))[-1]
     if any(name.startswith("patch_embed.taps.") for name in shapes):
         stem = "mobile"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -13,7 +14,7 @@ from ..errors import InputError
 from ..modeling.blocks import PBlock
 from ..modeling.classifier import BigLittleClassifier, BigLittleDistilledClassifier, make_config
 
-_CLASSES = {
+_CLASSES: dict[type[nn.Module], type[BigLittleClassifier | BigLittleDistilledClassifier]] = {
     VisionTransformer: BigLittleClassifier,
     VisionTransformerDistilled: BigLittleDistilledClassifier,
 }
@@ -24,8 +25,8 @@ def convert_vit(
 ) -> BigLittleClassifier | BigLittleDistilledClassifier:
     """A big.LITTLE classifier that computes what `vit` computes at keep_ratio 1.0.
 
-    Patch embedding, tokens, positions, norms and head are copies of its own; layer scale becomes part of the weights that it
-    follows. The little path starts random.
+    Patch embedding, tokens, positions, norms and head are copies of its own; layer scale becomes part of the weights
+    that it follows. The little path starts random.
 
     Args:
         vit: timm's VisionTransformer of plain pre-norm blocks: `vit_*`, `deit_*`, `deit3_*`. It is left as it was.
@@ -44,16 +45,16 @@ def convert_vit(
     for index, block in enumerate(vit.blocks):
         if obstacle := _obstacle(block, vit.embed_dim):
             raise InputError(f"block {index} of this ViT cannot be converted: {obstacle}")
-    first = vit.blocks[0]
+    first: Any = vit.blocks[0]
     config = make_config(
         vit.embed_dim, len(vit.blocks), first.attn.num_heads, first.mlp.fc1.out_features / vit.embed_dim,
         little_dim, route_every,
     )  # fmt: skip
-    model = copy.deepcopy(vit)
+    model: Any = copy.deepcopy(vit)
     model.__class__ = kind
-    model.blocks = nn.Sequential(*(_converted(block, config.little_dim) for block in vit.blocks))
+    model.blocks = nn.Sequential(*(_converted(cast(Block, block), config.little_dim) for block in vit.blocks))
     model._become_big_little(config)
-    weight = vit.patch_embed.proj.weight
+    weight = model.patch_embed.proj.weight
     return model.to(weight.device, weight.dtype).eval()
 
 
@@ -61,7 +62,8 @@ def _obstacle(block: nn.Module, dim: int) -> str | None:
     """Why a PBlock cannot compute what `block` computes; None if it can."""
     if type(block) is not Block:
         return f"it is a {type(block).__name__}"
-    attention, mlp = block.attn, block.mlp
+    attention: Any = block.attn
+    mlp: Any = block.mlp
     if type(attention) is not Attention:
         return f"its attention is a {type(attention).__name__}"
     for name in ("q_norm", "k_norm", "norm"):
@@ -83,11 +85,13 @@ def _obstacle(block: nn.Module, dim: int) -> str | None:
 
 @torch.no_grad()
 def _converted(block: Block, little_dim: int) -> PBlock:
-    attention, mlp = block.attn, block.mlp
+    attention: Any = block.attn
+    mlp: Any = block.mlp
     dim = attention.qkv.in_features
     rate = getattr(block.drop_path1, "drop_prob", 0.0) or 0.0
     big = PBlock(dim, attention.num_heads, mlp.fc1.out_features / dim, 0, 0, little_dim, rate)
-    for mine, theirs in ((big.norm1, block.norm1), (big.norm2, block.norm2)):
+    norms: tuple[tuple[nn.LayerNorm, Any], ...] = ((big.norm1, block.norm1), (big.norm2, block.norm2))
+    for mine, theirs in norms:
         mine.eps = theirs.eps
         _copy(mine, theirs)
     _copy(big.attn.qkv, attention.qkv)
@@ -97,7 +101,7 @@ def _converted(block: Block, little_dim: int) -> PBlock:
     return big
 
 
-def _copy(mine: nn.Module, theirs: nn.Module, scale: Tensor | None = None) -> None:
+def _copy(mine: nn.Linear | nn.LayerNorm, theirs: Any, scale: Tensor | None = None) -> None:
     """Weights and bias of `theirs`; a bias or weight that it does not have is the one that changes nothing."""
     weight = torch.ones_like(mine.weight) if theirs.weight is None else theirs.weight
     bias = torch.zeros_like(mine.bias) if theirs.bias is None else theirs.bias

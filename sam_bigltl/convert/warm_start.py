@@ -14,6 +14,7 @@ E-blocks start as the identity (zero output projections), so that the fits hold 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -34,23 +35,21 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.x = self.y = self.xx = self.xy = None
+        self.sums: list[Tensor] = []  # of x, y, x x^T and x y^T
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x (n, p), y (n, q)"""
         x, y = x.double(), y.double()
         sums = [x.sum(0), y.sum(0), x.T @ x, x.T @ y]
-        if self.count:
-            sums = [old + new for old, new in zip((self.x, self.y, self.xx, self.xy), sums)]
-        self.x, self.y, self.xx, self.xy = sums
+        self.sums = [old + new for old, new in zip(self.sums, sums)] if self.sums else sums
         self.count += len(x)
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of x (p,) and y (q,), covariances xx (p, p) with the ridge and xy (p, q)."""
-        mean_x, mean_y = self.x / self.count, self.y / self.count
-        xx = self.xx / self.count - torch.outer(mean_x, mean_x)
+        mean_x, mean_y, xx, xy = (total / self.count for total in self.sums)
+        xx = xx - torch.outer(mean_x, mean_x)
         xx += torch.eye(len(xx), dtype=xx.dtype, device=xx.device) * RIDGE * xx.diagonal().mean()
-        return mean_x, mean_y, xx, self.xy / self.count - torch.outer(mean_x, mean_y)
+        return mean_x, mean_y, xx, xy - torch.outer(mean_x, mean_y)
 
     def solve(self, layer: nn.Linear) -> None:
         """Make `layer` the regression."""
@@ -74,13 +73,15 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True) -> Non
         InputError: there are no images.
     """
     encoder: BigLittleEncoder = sam.image_encoder
-    tokens, geometry = [], None
+    tokens: list[Tensor] = []
+    geometry: Geometry | None = None
     for image in images:
         embedded = encoder.patch_embed(image) + encoder.pos_embed
         geometry = encoder._geometry(tuple(embedded.shape[1:3]), encoder.config.window, image.device)
         tokens.append(embedded.flatten(1, 2))
-    if not tokens:
+    if geometry is None:
         raise InputError("the warm start needs photographs, and there are none")
+    block: Any
     for block in encoder.little_blocks:
         for layer in (block.attn.proj, block.mlp.lin2):
             layer.weight.zero_()
@@ -104,8 +105,8 @@ def _fit_group(transition: Transition, blocks: list[PBlock], inputs: list[Tensor
     for x, after in zip(inputs, outputs):
         little = transition.down(x[0])
         change.add(little, after[0] - x[0])
-        for block, keys_values, regression in zip(blocks, _dense_pass(blocks, x, geometry)[1], by_layer):
-            regression.add(block.norm_little(little), keys_values)
+        for block, own, regression in zip(blocks, _dense_pass(blocks, x, geometry)[1], by_layer):
+            regression.add(block.norm_little(little), own)
     change.solve(transition.up)
     for block, regression in zip(blocks, by_layer):
         regression.solve(block.attn.kv_little)

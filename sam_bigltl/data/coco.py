@@ -11,7 +11,17 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import InputError
-from .fields import annotation_name, as_id, check_name, id_key, is_crowd, is_number, located, whole_number  # fmt: skip
+from .fields import (
+    annotation_name,
+    as_id,
+    check_name,
+    id_key,
+    is_crowd,
+    is_number,
+    known_id,
+    located,
+    whole_number,
+)
 from .files import load_json
 from .images import MOST_PIXELS, image_size, read_image
 from .rle import check_polygons, check_rle
@@ -151,15 +161,15 @@ def parse_coco(
         if area is not None and area < min_area:
             small_count += 1
             continue
-        image = _image_of(entry, images)
-        if image is None:
+        owner = _image_of(entry, images)
+        if owner is None:
             raise _unknown_image(entry, content["annotations"], images, path)
-        _complete_size(image, folder, path)
-        annotation = _annotation(entry, area, image, where)
+        _complete_size(owner, folder, path)
+        annotation = _annotation(entry, area, owner, where)
         if annotation.area < min_area:  # which was missing
             small_count += 1
             continue
-        image.annotations.append(annotation)
+        owner.annotations.append(annotation)
     used = sorted((image for image in images.values() if image.annotations), key=_id_order)
     count = sum(len(image.annotations) for image in used)
     usage = Usage(count, {CROWD: crowd_count, SMALL.format(min_area): small_count})
@@ -287,7 +297,8 @@ def _complete_size(image: CocoImage, folder: str | Path | None, path: str | Path
 
 
 def _image_of(entry: dict[str, Any], images: dict[str, CocoImage]) -> CocoImage | None:
-    return images.get(id_key(entry.get("image_id")))
+    key = id_key(entry.get("image_id"))
+    return None if key is None else images.get(key)
 
 
 def _unknown_image(
@@ -327,5 +338,5 @@ def _annotation(entry: dict[str, Any], area: float | None, image: CocoImage, whe
         raise InputError(f"{where} has no segmentation; add a polygon or an RLE, or remove the annotation")
     box = None if bbox is None else tuple(bbox)
     crowd, category = is_crowd(entry, where), as_id(entry.get("category_id"))
-    found = Annotation(as_id(entry["id"]), area or 0.0, box, segmentation, image.size, crowd, category)
+    found = Annotation(known_id(entry["id"]), area or 0.0, box, segmentation, image.size, crowd, category)
     return found if area is not None else replace(found, area=float(coco_mask.area(found.rle())))

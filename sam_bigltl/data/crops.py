@@ -23,6 +23,8 @@ from .fields import (  # fmt: skip
     is_crowd,
     is_id,
     is_number,
+    known_id,
+    known_key,
     located,
     whole_number,
 )
@@ -63,7 +65,8 @@ def crop_objects(
     names = _names(data, by, annotations)
     photos = {id_key(entry.get("id")): entry for entry in data["images"]}
     by_class: dict[str, dict[str, list[dict]]] = {}  # then by photograph
-    usage, seen = Usage(len(data["annotations"])), set()
+    usage = Usage(len(data["annotations"]))
+    seen: set[str] = set()
     for entry in data["annotations"]:
         where, image_id = annotation_name(entry, annotations, seen), id_key(entry.get("image_id"))
         reason = None
@@ -75,7 +78,7 @@ def crop_objects(
             reason = CROWD
         else:
             _check(entry, photos[image_id], where)
-            name = names.get(id_key(entry["category_id"]))
+            name = names.get(known_key(entry["category_id"]))
             if name is None or (classes is not None and name not in classes):
                 reason = "of other classes"
             elif min(entry["bbox"][2:]) < smallest:
@@ -86,10 +89,10 @@ def crop_objects(
             usage = usage.without(reason, 1)
     counts: Counter[str] = Counter()
     by_image: dict[str, list[dict]] = {}
-    for name, photographs in by_class.items():
+    for photographs in by_class.values():
         rounds = (entry for turn in zip_longest(*photographs.values()) for entry in turn if entry is not None)
         for entry in islice(rounds, most):
-            by_image.setdefault(id_key(entry["image_id"]), []).append(entry)
+            by_image.setdefault(known_key(entry["image_id"]), []).append(entry)
     usage = usage.without("beyond --most", usage.used - sum(map(len, by_image.values())))
     for image_id, entries in tqdm(by_image.items(), desc="crops", unit="image", disable=None):
         photo = Image.fromarray(_pixels(photos[image_id], images, ignore_exif))
@@ -99,7 +102,7 @@ def crop_objects(
                 raise InputError(
                     f"{where} that lies outside its {photo.width} x {photo.height} photograph or dwarfs it: fix it"
                 )
-            name = names[id_key(entry["category_id"])]
+            name = names[known_key(entry["category_id"])]
             folder = output / _folder(name)
             folder.mkdir(parents=True, exist_ok=True)
             crop = _square(photo, entry["bbox"], margin, side)
@@ -113,10 +116,11 @@ def crop_objects(
 def _pixels(entry: dict[str, Any], folder: Path, ignore_exif: bool) -> np.ndarray:
     """A photograph, of the size that the JSON says if it does."""
     name = located(entry["file_name"], folder)
-    sides = whole_number(entry.get("height")), whole_number(entry.get("width"))
-    if None in sides:
+    height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
+    if height is None or width is None:
         return read_image(folder / name, ignore_exif)
-    return read_photo(folder / name, CocoImage(as_id(entry["id"]), name, sides, ignore_exif=ignore_exif))
+    image = CocoImage(known_id(entry["id"]), name, (height, width), ignore_exif=ignore_exif)
+    return read_photo(folder / name, image)
 
 
 def _overlaps(box: Sequence[float], photo: Image.Image) -> bool:
@@ -134,9 +138,9 @@ def _square(photo: Image.Image, box: Sequence[float], margin: float, side: int) 
         scale = MOST_PIXELS**0.5 / (2 * half)
         photo = photo.resize([max(1, round(length * scale)) for length in photo.size], Image.Resampling.BICUBIC)
         x, y, width, height, half = (value * scale for value in (x, y, width, height, half))
-    middle = x + width / 2, y + height / 2
-    corners = tuple(round(value) for value in (middle[0] - half, middle[1] - half, middle[0] + half, middle[1] + half))
-    return photo.crop(corners).resize((side, side), Image.Resampling.BICUBIC)
+    x, y = x + width / 2, y + height / 2  # the middle
+    left, top, right, bottom = (round(value) for value in (x - half, y - half, x + half, y + half))
+    return photo.crop((left, top, right, bottom)).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _names(data: dict[str, Any], by: str, path: Path) -> dict[str, str]:
@@ -153,7 +157,7 @@ def _names(data: dict[str, Any], by: str, path: Path) -> dict[str, str]:
             raise InputError(f"{path}: category {entry['id']} has no {by!r} that can be the name of a folder")
         if (other := folders.setdefault(_folder(name), name)) != name:
             raise InputError(f"{path}: the folders of {other!r} and {name!r} would have one name: rename one of them")
-    return {id_key(entry["id"]): entry[by] for entry in entries}
+    return {known_key(entry["id"]): entry[by] for entry in entries}
 
 
 def _check(entry: dict[str, Any], photo: dict[str, Any], where: str) -> None:
@@ -162,7 +166,7 @@ def _check(entry: dict[str, Any], photo: dict[str, Any], where: str) -> None:
     if not is_id(entry.get("category_id")):
         raise InputError(f"{where} has no 'category_id': add it")
     check_name(photo.get("file_name"), f"{where} is of an image that")
-    if not all(_is_file_name(id_key(value)) for value in (entry["id"], entry["image_id"])):
+    if not all(_is_file_name(known_key(value)) for value in (entry["id"], entry["image_id"])):
         raise InputError(f"{where} has an id that cannot be part of a file's name")
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(v) and abs(v) <= MAX_COORDINATE for v in box):
         raise InputError(f"{where} has no 'bbox' of four numbers [x, y, width, height]: fix it")

@@ -30,6 +30,18 @@ def id_key(value: Any) -> str | None:
     return None if found is None else str(found)
 
 
+def known_id(value: Any) -> int | str:
+    """`as_id` of what has been checked to be one."""
+    found = as_id(value)
+    assert found is not None
+    return found
+
+
+def known_key(value: Any) -> str:
+    """`id_key` of what has been checked to be an id."""
+    return str(known_id(value))
+
+
 def whole_number(value: Any) -> int | None:
     """An integer, which may be written as 120.0; None for anything else."""
     if isinstance(value, float) and value.is_integer():

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.BmpImagePlugin import DibImageFile
+from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -68,10 +69,11 @@ def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         _check_header(image, name)
         file = BytesIO()
         if _loses_bits(image):
-            place = image.fp.tell()
-            image.fp.seek(0)
-            file.write(image.fp.read())
-            image.fp.seek(place)
+            stream: IO[bytes] = _own(image).fp
+            place = stream.tell()
+            stream.seek(0)
+            file.write(stream.read())
+            stream.seek(place)
         return Image.fromarray(_pixels(image, file, name, ignore_exif=False))
 
 
@@ -81,7 +83,7 @@ def image_size(path: str | PathLike[str], ignore_exif: bool = False) -> tuple[in
     with _in_one_line(path), _opened(path, path) as image:
         width, height = image.size
         if image.format == "TIFF":  # of which newer Pillows tell the size that it will have upright
-            width, height = (image.tag_v2[tag] for tag in (0x0100, 0x0101))
+            width, height = (_own(image).tag_v2[tag] for tag in (0x0100, 0x0101))
         lies = not ignore_exif and _orientation(image) in (5, 6, 7, 8)
         return (width, height) if lies else (height, width)
 
@@ -140,14 +142,21 @@ def _opened(file: Path | BytesIO, name: Path | str) -> Iterator[Image.Image]:
         yield image
 
 
+def _own(image: Image.Image) -> Any:
+    """The picture with what only those of its format have."""
+    return image
+
+
 def _check_header(image: Image.Image, name: Path | str) -> None:
     if image.format in _REFUSED:
         raise InputError(f"{name} is {_REFUSED[image.format]}, not a photograph: convert it to JPEG or PNG")
     sizes = [image.size]
     if image.format == "TIFF":
-        sizes.append(tuple(image.tag_v2.get(tag, 1) for tag in _TILE_SIZE))
+        width, length = (_own(image).tag_v2.get(tag, 1) for tag in _TILE_SIZE)
+        sizes.append((width, length))
     if image.format == "ICNS":
-        sizes += _sizes_inside(image.icns.fobj, [start for start, _ in image.icns.dct.values()])
+        icns = _own(image).icns
+        sizes += _sizes_inside(icns.fobj, [start for start, _ in icns.dct.values()])
     _check_sizes(sizes, name)
 
 
@@ -174,7 +183,7 @@ def _sizes_inside(stream: IO[bytes], offsets: Iterable[int]) -> Iterator[tuple[i
     for offset in sorted(set(offsets)):
         stream.seek(offset)
         start = stream.read(12)
-        kind: type[Image.Image] = DibImageFile
+        kind: type[ImageFile] = DibImageFile
         if start.startswith(b"\x89PNG"):
             kind = PngImageFile
         elif start.startswith(b"\xff\x4f\xff\x51") or b"\r\n\x87\n" in start:
@@ -267,7 +276,7 @@ def _loses_bits(image: Image.Image) -> bool:
     return not image.mode.startswith("I") and any(";16" in str(arguments) for _, _, _, arguments in tiles)
 
 
-def _most(image: Image.Image) -> int:
+def _most(image: Image.Image) -> float:
     """The largest value of any colour, opacity left out."""
     ranges = image.getextrema()
     if not isinstance(ranges[0], tuple):

@@ -1,10 +1,13 @@
-"""Images with labels: folders with one folder a class, and timm's other datasets, read like every image of this project."""
+"""Images with labels: folders with one folder a class, and timm's other datasets.
+
+They are read like every image of this project.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -20,18 +23,26 @@ from .photos import SUFFIXES, is_hidden
 from .skipped import Skipped
 
 
+class Indexed(Protocol):
+    """A dataset with an index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class LabelledImages(Dataset):
     """(Pillow image RGB, label), or what is wrong with an image that cannot be read.
 
     Args:
-        dataset: of timm or torchvision, with an index. Its own reading is passed over: it gives the next image, and that
-            one's label, in place of one that it cannot read.
+        dataset: of timm or torchvision, with an index. Its own reading is passed over: it gives the next image, and
+            that one's label, in place of one that it cannot read.
 
     Attributes:
         labels: by the name of the class, or None where the dataset does not tell.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Indexed) -> None:
         self.dataset = dataset
         self._reader: Any = getattr(dataset, "reader", None)
         self.labels: dict[str, int] | None = getattr(_files_of(dataset), "class_to_idx", None)
@@ -64,7 +75,7 @@ class LabelledImages(Dataset):
 class Transformed(Dataset):
     """(normalised image, label) of `LabelledImages`, or `Skipped`."""
 
-    def __init__(self, dataset: Dataset, transform: Any) -> None:
+    def __init__(self, dataset: Indexed, transform: Any) -> None:
         self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
@@ -94,7 +105,7 @@ def open_dataset(name: str, root: Path, split: str, labels: dict[str, int] | Non
     """
     if not name and not root.is_dir():
         raise InputError(f"no folder of images at {root}")
-    options = {} if name else {"input_key": ";".join(sorted(SUFFIXES))}
+    options: dict[str, Any] = {} if name else {"input_key": ";".join(sorted(SUFFIXES))}
     try:
         dataset = create_dataset(name, root=str(root), split=split, **options)
         found = len(dataset)

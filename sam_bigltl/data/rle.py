@@ -37,8 +37,9 @@ def check_rle(rle: dict[str, Any], size: tuple[int, int], where: str, image: obj
             "(height, width); make them agree"
         )
     # pycocotools does not check this: it reads or writes past its buffer.
-    runs = list(map(whole_number, counts)) if isinstance(counts, list) else _run_lengths(counts)
-    if not all(run is not None and run >= 0 for run in runs) or sum(runs) != height * width:
+    given = list(map(whole_number, counts)) if isinstance(counts, list) else _run_lengths(counts)
+    runs = [run for run in given if run is not None and run >= 0]
+    if len(runs) != len(given) or sum(runs) != height * width:
         raise InputError(f"{where} has a segmentation whose RLE counts do not fill {height} x {width} pixels; fix it")
     return {"size": [height, width], "counts": runs if isinstance(counts, list) else counts}
 

@@ -42,7 +42,8 @@ def expand(pattern: str, addresses: bool) -> list[str]:
     """
     if Path(pattern).is_file():
         return [pattern]
-    from braceexpand import UnbalancedBracesError, braceexpand
+    # Its stub lacks the error.
+    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
     try:
         shards = list(islice(braceexpand(pattern), MOST_SHARDS + 1))
@@ -71,8 +72,10 @@ def read_files(shard: str, addresses: bool) -> Iterator[tuple[str, bytes | None]
         for entry in tar:
             suffix = "." + entry.name.rpartition(".")[2].lower()
             if entry.isreg() and (suffix in SUFFIXES or suffix == ".json") and not is_hidden(entry.name):
-                yield entry.name, None if entry.size > MOST_BYTES else tar.extractfile(entry).read()
-            tar.members = []  # it would remember all of them
+                packed = tar.extractfile(entry)
+                assert packed is not None  # of a regular file
+                yield entry.name, None if entry.size > MOST_BYTES else packed.read()
+            tar.members = []  # type: ignore[attr-defined]  # missing in typeshed. It would remember all of them
         while stream.read(2**20):  # a command whose output is left would end with an error
             pass
 
@@ -100,7 +103,8 @@ def samples(files: Iterable[tuple[str, bytes | None]]) -> Iterator[tuple[str, Fi
     Where a photograph x.jpg is among them, others of its first name, such as x.depth.png, belong to it (as in
     `webdataset`) and are left out. Files of one first name stand together; in front of x.jpg are not more than `ASIDE`.
     """
-    first, group = "", {}
+    first = ""
+    group: dict[str, Files] = {}
     for name, content in files:
         folder, slash, file = name.rpartition("/")
         if (own := folder + slash + file.partition(".")[0]) != first:

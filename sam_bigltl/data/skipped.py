@@ -66,7 +66,7 @@ class Unreadable:
         write_skipped(path, self.reasons)
         first = in_one_line(next(iter(self.reasons.values())))
         print(
-            f"{prog}: {len(self.reasons)} of {self.total} images could not be read, the results are those of the others "
-            f"(see {path}; {repair}); the first: {first}", file=sys.stderr,
+            f"{prog}: {len(self.reasons)} of {self.total} images could not be read, the results are those of the "
+            f"others (see {path}; {repair}); the first: {first}", file=sys.stderr,
         )  # fmt: skip
         sys.exit(1)

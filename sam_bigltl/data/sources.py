@@ -91,7 +91,7 @@ class ListedSource(Source):
         self, index: int, count: int, seed: int, cursor: Cursor = START
     ) -> Iterator[tuple[Cursor, Photo | Skipped]]:
         taken, total = cursor[0], len(self.keys)
-        order, drawn = None, -1
+        order, drawn = np.arange(0), -1
         while True:
             epoch, place = divmod(taken * count + index, total)
             if epoch != drawn:
@@ -195,7 +195,7 @@ class ShardSource(Source):
         def files() -> Iterator[tuple[str, bytes | None]]:
             try:
                 yield from read_files(shard, self.addresses)
-            except Exception as error:  # noqa: BLE001 - on damaged archives every reader raises what it happens to meet
+            except Exception as error:  # on damaged archives every reader raises what it happens to meet
                 errors.append(error)
 
         return samples(files())
@@ -212,9 +212,9 @@ def _photo(key: str, files: Files) -> Photo | Skipped:
         return Skipped(key, str(error))
 
 
-def _masks(content: bytes, key: str, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _masks(written: bytes | None, key: str, size: tuple[int, int]) -> list[dict[str, Any]]:
     try:
-        content = json.loads(content)
+        content = json.loads(written or b"")  # a file that is too large is no JSON either
         if isinstance(content, dict) and "annotations" not in content:  # of img2dataset, for instance
             return []
         masks = [annotation["segmentation"] for annotation in content["annotations"]]
@@ -234,8 +234,8 @@ def open_source(data: str, images: Path | None = None, addresses: bool = False, 
     Args:
         data: a COCO-format JSON (with `images`, the folder of its photographs), a folder of photographs or of tar
             shards, or shards such as `sa_{000000..000009}.tar`.
-        addresses: whether `data` may be what `webdataset` opens: http: and others, and commands after pipe:. What lies in
-            a folder is a file, whatever its name.
+        addresses: whether `data` may be what `webdataset` opens: http: and others, and commands after pipe:. What lies
+            in a folder is a file, whatever its name.
 
     Raises:
         InputError: there is nothing of the kind.
@@ -257,7 +257,7 @@ def open_source(data: str, images: Path | None = None, addresses: bool = False, 
         if not photos:
             raise InputError(f"{data} has neither photographs nor tar shards")
         return ListedSource([(key, each, None) for each, key in photos])
-    if any(mark in path.name.lower() for mark in (*ENDINGS, "{")) or addresses and ADDRESS.match(data):
+    if any(mark in path.name.lower() for mark in (*ENDINGS, "{")) or (addresses and ADDRESS.match(data)):
         return ShardSource(expand(data, addresses), addresses)
     raise InputError(f"{data} is neither a COCO-format .json, nor a folder, nor .tar shards")
 

@@ -72,7 +72,8 @@ def load(
         reason = error.strerror or error
         raise InputError(f"processes that read files cannot be started ({reason}): give --workers 0") from None
     processes = set(multiprocessing.active_children()) - before
-    # A traceback can keep this generator alive until the interpreter ends, which waits for processes that ignore SIGTERM.
+    # A traceback can keep this generator alive until the interpreter ends, which waits for processes that ignore
+    # SIGTERM.
     kill = partial(_kill, processes)
     atexit.register(kill)
     try:
@@ -147,8 +148,8 @@ def _packed(collate: Callable[[Any], Any] | None, item: Any) -> _Packed:
     return _Packed(pickle.dumps(item))
 
 
-def _end(iterator: Iterator[Any], processes: set[BaseProcess]) -> None:
-    """End the processes after what they are at, or after `GRACE` seconds."""
+def _end(iterator: Any, processes: set[BaseProcess]) -> None:
+    """End the processes of a DataLoader's iterator after what they are at, or after `GRACE` seconds."""
     if not processes:  # none, or Python ends and they have been killed: it has no more threads then
         return
     late = threading.Timer(GRACE, _kill, [set(processes)])

@@ -1,13 +1,13 @@
 """int8 inference on CPU: the encoder's large linear layers with 8-bit weights and activations.
 
 Weights are rounded once, one scale for each output channel; activations on the fly, one scale a tensor, symmetric. No
-calibration data is needed. Everything else (attention, norms, router, neck) stays in bfloat16. oneDNN does the products:
-twice as fast as bfloat16 ones with AVX512-VNNI, and on processors with AMX.
+calibration data is needed. Everything else (attention, norms, router, neck) stays in bfloat16. oneDNN does the
+products: twice as fast as bfloat16 ones with AVX512-VNNI, and on processors with AMX.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -21,7 +21,7 @@ from .native import ops
 class Routed(Protocol):
     """This project's ViTs, by what others lack: an encoder or a classifier whose blocks can be quantized."""
 
-    blocks: nn.ModuleList
+    blocks: nn.ModuleList | nn.Sequential
     pos_embed: nn.Parameter
     keep_ratio: object
 
@@ -30,7 +30,10 @@ _ZERO = 128  # oneDNN's fast kernels take unsigned activations: 128 stands for 0
 
 
 def quantize_activation(x: Tensor) -> tuple[Tensor, float]:
-    """Symmetric 8-bit rounding with one scale: x (rows, channels) -> uint8 of the same shape with `_ZERO` added, scale."""
+    """Symmetric 8-bit rounding with one scale.
+
+    x (rows, channels) -> uint8 of the same shape with `_ZERO` added, scale.
+    """
     low, high = torch.aminmax(x)
     scale = max(-float(low), float(high)) / 127 or 1.0
     # Integers up to 256 are exact in bfloat16, so the steps after the product round only once.
@@ -101,8 +104,10 @@ def quantize_encoder(encoder: nn.Module) -> nn.Module:
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         raise InputError("this torch was built without oneDNN: int8 needs it, use bfloat16 or float32")
-    packed = []  # from the weights as they are, before the rest is rounded to bfloat16
-    for block in [*encoder.blocks, *getattr(encoder, "little_blocks", [])]:
+    # From the weights as they are, before the rest is rounded to bfloat16.
+    packed: list[tuple[nn.Module, str, nn.Module]] = []
+    blocks: Any = encoder.blocks
+    for block in [*blocks, *getattr(encoder, "little_blocks", [])]:
         packed.append((block, "mlp", Int8MLP(block.mlp, block.norm2)))
         norms = {"qkv": block.norm1, "kv_little": getattr(block, "norm_little", None)}
         for parent in (block, block.attn):

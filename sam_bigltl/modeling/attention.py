@@ -79,8 +79,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     if torch.is_grad_enabled():
         return _attend_at_once(q, k, v, rel_h, rel_w, scale)
     if _is_exporting():  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
-        parts = zip(*(x.split(_QUERIES, dim=2) for x in (q, rel_h, rel_w)))
-        return torch.cat([_attend_at_once(own_q, k, v, *own, scale) for own_q, *own in parts], dim=2)
+        parts = zip(q.split(_QUERIES, dim=2), rel_h.split(_QUERIES, dim=2), rel_w.split(_QUERIES, dim=2))
+        return torch.cat([_attend_at_once(own_q, k, v, own_h, own_w, scale) for own_q, own_h, own_w in parts], dim=2)
     # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
     # top and becomes the weights. Contiguous keys and values, once: bmm would copy them for every part.
     q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))
@@ -111,10 +111,11 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tenso
 
 
 def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """The same as `attend`, by one fused attention, forward and backward, for GPUs: no (queries, keys) matrix is ever stored.
+    """The same as `attend`, by one fused attention, forward and backward, for GPUs.
 
-    The bias becomes more channels of the product: (scale * q, rel_h, rel_w) . (k, row of the key, column of the key), with rows
-    and columns as one-hot vectors.
+    No (queries, keys) matrix is ever stored.
+    The bias becomes more channels of the product: (scale * q, rel_h, rel_w) . (k, row of the key, column of the key),
+    with rows and columns as one-hot vectors.
     """
     b, h, _, d = q.shape
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
@@ -140,6 +141,10 @@ class SemiCrossAttention(nn.Module):
         window: window side in tokens; 0 attends to the whole image.
         little_dim: little width C_E; 0 for a dense model, which has no little stream.
     """
+
+    # Relative positions, both or neither.
+    rel_pos_h: nn.Parameter | None
+    rel_pos_w: nn.Parameter | None
 
     def __init__(self, dim: int, num_heads: int, table_size: int, window: int, little_dim: int) -> None:
         super().__init__()
@@ -170,7 +175,7 @@ class SemiCrossAttention(nn.Module):
             rows, columns = geometry.grid
         b, n, _ = qkv.shape  # windows or images
         q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (b, h, n, d)
-        if self.rel_pos_h is None:
+        if self.rel_pos_h is None or self.rel_pos_w is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
             on_grid = q.reshape(b, self.num_heads, rows, columns, -1)
@@ -212,7 +217,7 @@ class SemiCrossAttention(nn.Module):
         else:
             q = self._heads(q)
             k, v = self._heads(kv[..., :dim]), self._heads(kv[..., dim:])
-            if self.rel_pos_h is None:
+            if self.rel_pos_h is None or self.rel_pos_w is None:
                 out = F.scaled_dot_product_attention(q, k, v)
             else:
                 rel_h = relative_logits(q, self.rel_pos_h, selection.rows, geometry.grid[0])
@@ -224,7 +229,7 @@ class SemiCrossAttention(nn.Module):
     def _native(self, qkv: Tensor, rest: Tensor, layout: Ragged) -> Tensor:
         """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C) -> (Q, C)"""
         dim = qkv.shape[-1] // 3
-        tables = None if self.rel_pos_h is None else (self.rel_pos_h, self.rel_pos_w)
+        tables = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
         return ops.attend(
             qkv[:, :dim], qkv[:, dim:], rest, self.qkv.bias[dim:], layout, tables, self.num_heads
         )  # fmt: skip
@@ -243,7 +248,8 @@ class SemiCrossAttention(nn.Module):
 
     def _in_blocks(self, q: Tensor, windows: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """All windows in one batch, as blocks of queries that share a window: for autograd and for CUDA."""
-        batch, num_selected, dim = q.shape
+        assert self.rel_pos_h is not None and self.rel_pos_w is not None  # windows have them
+        batch, _, dim = q.shape
         blocks = selection.blocks
         num_blocks, size = blocks.window.shape[1], blocks.size
         offset = torch.arange(batch, device=q.device)[:, None] * geometry.num_windows
@@ -260,6 +266,7 @@ class SemiCrossAttention(nn.Module):
 
     def _in_buckets(self, q: Tensor, kv: Tensor, selection: Selection) -> Tensor:
         """Windows with similar numbers of queries together, keys and values gathered once: for inference on CPU."""
+        assert self.rel_pos_h is not None and self.rel_pos_w is not None  # windows have them
         batch, num_selected, dim = q.shape
         q, kv = q.reshape(-1, dim), kv.flatten(0, 1)
         out = q.new_empty(len(q) + 1, dim)  # the last row takes the unused slots

@@ -7,7 +7,7 @@ everything that timm's scripts ask of a model are timm's VisionTransformer. Impo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,7 +73,19 @@ def _p_block(dim: int, num_heads: int, mlp_ratio: float, drop_path: float, littl
 
 
 class _BigLittleViT(Trunk):
-    """What turns a VisionTransformer, or a subclass of it, into a big.LITTLE one: it comes before it among the bases."""
+    """What turns a VisionTransformer, or a subclass of it, into a big.LITTLE one.
+
+    It comes before that class among the bases.
+    """
+
+    # The VisionTransformer's own.
+    blocks: nn.Sequential
+    num_prefix_tokens: int
+    patch_embed: Any
+    patch_drop: Any
+    norm_pre: nn.Module
+    norm: nn.Module
+    _pos_embed: Callable[[Tensor], Tensor]
 
     def _become_big_little(self, config: ClassifierConfig) -> None:
         """Add all but the P-blocks, which are there."""
@@ -92,7 +104,7 @@ class _BigLittleViT(Trunk):
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
-        grid = tuple(x.shape[1:3]) if x.ndim == 4 else self.patch_embed.grid_size
+        grid = (x.shape[1], x.shape[2]) if x.ndim == 4 else self.patch_embed.grid_size
         x = self.norm_pre(self.patch_drop(self._pos_embed(x)))  # (B, prefix + N, C)
         geometry = self._geometry(x.shape[1], x.device)
         x, route = self._run_layers(x, geometry, geometry)
@@ -107,7 +119,7 @@ class _BigLittleViT(Trunk):
             self._geometries[tokens, device] = SequenceGeometry(tokens, device)
         return self._geometries[tokens, device]
 
-    def _apply(self, fn, recurse=True):  # noqa: ANN001 - nn.Module's signature
+    def _apply(self, fn, recurse=True):  # nn.Module's signature
         self.__dict__.get("_geometries", {}).clear()  # index maps of another device
         return super()._apply(fn, recurse)
 
@@ -125,14 +137,15 @@ class _BigLittleViT(Trunk):
 class BigLittleClassifier(_BigLittleViT, VisionTransformer):
     """timm's VisionTransformer with big.LITTLE layers.
 
-    `keep_ratio`, `last_route`, `taps`, `auto_mass` and `optimize` are those of `BigLittleEncoder`; class and register tokens
-    are always big. At keep_ratio 1.0 it computes exactly the ViT of its big weights.
+    `keep_ratio`, `last_route`, `taps`, `auto_mass` and `optimize` are those of `BigLittleEncoder`; class and register
+    tokens are always big. At keep_ratio 1.0 it computes exactly the ViT of its big weights.
 
     Args:
         keep_ratio: share of the patches on the big path: a number in (0, 1], one number a stage, or "auto".
         little_dim: width of the little path; None is a quarter of `embed_dim`, 0 makes a dense ViT.
         route_every: layers that share one selection; None is a quarter of `depth`.
-        options: of timm's VisionTransformer. Those of its blocks that a big.LITTLE layer does not have raise InputError.
+        options: of timm's VisionTransformer. Those of its blocks that a big.LITTLE layer does not have raise
+            InputError.
     """
 
     def __init__(
@@ -147,7 +160,9 @@ class BigLittleClassifier(_BigLittleViT, VisionTransformer):
         config = make_config(
             dim, depth, options.get("num_heads", 12), options.get("mlp_ratio", 4.0), little_dim, route_every
         )
-        VisionTransformer.__init__(self, block_fn=partial(_p_block, little_dim=config.little_dim), **options)
+        # timm calls `block_fn`, a class or not.
+        p_block: Any = partial(_p_block, little_dim=config.little_dim)
+        VisionTransformer.__init__(self, block_fn=p_block, **options)
         self._become_big_little(config)
         self.keep_ratio = keep_ratio
 
@@ -165,9 +180,9 @@ _SIZES = {
 # No weights to download; mean and standard deviation are DeiT's.
 default_cfgs = generate_default_cfgs({
     f"bigltl_{size}_patch16_224.untrained": {
-        "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 0.9, "interpolation": "bicubic",
-        "mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD, "fixed_input_size": True,
-        "first_conv": "patch_embed.proj", "classifier": "head",
+        "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 0.9,
+        "interpolation": "bicubic", "mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD,
+        "fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head",
     }
     for size in _SIZES
 })  # fmt: skip

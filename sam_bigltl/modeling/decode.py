@@ -115,7 +115,7 @@ def read_prompts(
     return image, kernels.unflatten(0, (batch, prompts)), iou.unflatten(0, (batch, prompts))
 
 
-def draw(decoder: MaskDecoder, image: Tensor, kernels: Tensor, grid: tuple[int, int]) -> Tensor:
+def draw(decoder: MaskDecoder, image: Tensor, kernels: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The second half of `decode`: mask logits of n prompts.
 
     Args:
@@ -147,5 +147,6 @@ def _upscale(decoder: MaskDecoder, x: Tensor) -> Tensor:
 
 def _linear_2x2(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """(..., C) -> (..., 2, 2, out): the row and column come last, before the channels."""
+    assert layer.bias is not None  # SAM's have one
     weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * out, C)
     return F.linear(x, weight, layer.bias.repeat(4)).unflatten(-1, (2, 2, -1))

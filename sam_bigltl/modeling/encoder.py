@@ -9,6 +9,7 @@ Shapes: B images, N = gh * gw tokens, C big width, C_E little width, K = round(k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -48,7 +49,7 @@ class EncoderConfig:
     patch_size: int = 16
     mlp_ratio: float = 4.0
     out_chans: int = 256
-    stem: tuple[int, int, int, int] | str | None = None
+    stem: tuple[int, ...] | Literal["mobile"] | None = None
     little_dim: int = 0
     route_every: int | None = None
 
@@ -88,6 +89,8 @@ class BigLittleEncoder(Trunk):
     At 1.0 it computes exactly the dense ViT. `last_route` says what the last forward pass selected; where `taps` is a
     `Taps`, it is filled. `gradient_checkpointing` trades time for memory in training.
     """
+
+    patch_embed: MobileStem | ConvStem | PatchProjection
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -135,7 +138,8 @@ class BigLittleEncoder(Trunk):
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
-        tokens = self.patch_embed(images.to(self.neck[0].weight.dtype))
+        weight: Any = self.neck[0].weight
+        tokens = self.patch_embed(images.to(weight.dtype))
         gh, gw = tokens.shape[1:3]
         return tokens + self.pos_embed[:, :gh, :gw]
 
@@ -163,7 +167,7 @@ class BigLittleEncoder(Trunk):
             self._geometries[key] = Geometry(grid, window or max(grid), device)
         return self._geometries[key]
 
-    def _apply(self, fn, recurse=True):  # noqa: ANN001 - nn.Module's signature
+    def _apply(self, fn, recurse=True):  # nn.Module's signature
         self._geometries.clear()  # index maps of another device
         return super()._apply(fn, recurse)
 

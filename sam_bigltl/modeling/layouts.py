@@ -72,5 +72,7 @@ def _windows(geometry: Geometry, place: Tensor, asking: Tensor, rows: Tensor, co
 def _made(
     keys: Tensor, starts: Tensor, queries: Tensor, rows: Tensor, columns: Tensor, grid: tuple[int, int]
 ) -> Ragged:
-    tensors = (tensor.to(torch.int32).contiguous() for tensor in (keys, starts, queries, rows, columns))
-    return Ragged(*tensors, grid)
+    keys, starts, queries, rows, columns = (
+        tensor.to(torch.int32).contiguous() for tensor in (keys, starts, queries, rows, columns)
+    )
+    return Ragged(keys, starts, queries, rows, columns, grid)

@@ -2,10 +2,13 @@
 
 Few photographs teach edges, textures and parts slowly; a network that saw ImageNet knows them. The layers are those of
 "EfficientNet" (arXiv 1905.11946) in its Lite form (ReLU6, no squeeze-and-excitation), with the batch norms folded into
-the convolutions. `sam_bigltl.training.pretrained` fills it from published weights; nothing but torch is needed to run it.
+the convolutions. `sam_bigltl.training.pretrained` fills it from published weights; nothing but torch is needed to run
+it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +20,15 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )  # fmt: skip
 FIRST = 32  # channels of the first convolution
-# Stages whose output reaches the tokens, and the cells a side that a token gathers there; 0 where a cell spans four tokens.
+# Stages whose output reaches the tokens, and the cells a side that a token gathers there; 0 where a cell spans four
+# tokens.
 TAPS = {1: 4, 2: 2, 4: 1, 6: 0}
 # The network was trained on (pixel - 127) / 128; Sam.preprocess gives (pixel - _MEAN) / _STD.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class SameConv(nn.Conv2d):
-    """Convolution that pads as TensorFlow's "same": where the padding is odd, more of it goes to the right and below."""
+    """Convolution that pads as TensorFlow's "same": where padding is odd, more of it goes to the right and below."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, 0 if stride > 1 else kernel // 2, groups=groups)
@@ -65,6 +69,9 @@ class MobileStem(nn.Module):
     (interpolated): detail for borders, and what the deepest layers know of whole objects.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.first = SameConv(3, FIRST, 3, 2)
@@ -93,7 +100,7 @@ class MobileStem(nn.Module):
         with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
             x = (x * self.scale + self.shift).to(memory_format=torch.channels_last)
             x = F.relu6(self.first(x))
-            tokens = 0.0
+            tokens: Any = 0.0
             for number, stage in enumerate(self.stages):
                 x = stage(x)
                 if number in TAPS:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from .encoder import BigLittleEncoder, EncoderConfig, init_weights
 
-_SAM = {"img_size": 1024, "window": 14}
+_sam = partial(EncoderConfig, img_size=1024, window=14)
 
 ENCODERS: dict[str, EncoderConfig] = {
-    "bigltl_h": EncoderConfig(
-        dim=1280, depth=32, num_heads=16, global_layers=(7, 15, 23, 31), little_dim=320, **_SAM
-    ),
-    "bigltl_l": EncoderConfig(
-        dim=1024, depth=24, num_heads=16, global_layers=(5, 11, 17, 23), little_dim=256, **_SAM
-    ),
-    "bigltl_b": EncoderConfig(
-        dim=768, depth=12, num_heads=12, global_layers=(2, 5, 8, 11), little_dim=192, **_SAM
-    ),
-    "bigltl_s": EncoderConfig(
-        dim=384, depth=12, num_heads=6, global_layers=(2, 5, 8, 11), little_dim=96, **_SAM
-    ),
+    "bigltl_h": _sam(dim=1280, depth=32, num_heads=16, global_layers=(7, 15, 23, 31), little_dim=320),
+    "bigltl_l": _sam(dim=1024, depth=24, num_heads=16, global_layers=(5, 11, 17, 23), little_dim=256),
+    "bigltl_b": _sam(dim=768, depth=12, num_heads=12, global_layers=(2, 5, 8, 11), little_dim=192),
+    "bigltl_s": _sam(dim=384, depth=12, num_heads=6, global_layers=(2, 5, 8, 11), little_dim=96),
     # Trained from few photographs: a stem that saw ImageNet, and a 40 x 40 grid because small objects need pixels.
     "bigltl_mini": EncoderConfig(
         img_size=640, dim=256, depth=6, num_heads=8, global_layers=(1, 3, 5), window=8, stem="mobile", little_dim=64,

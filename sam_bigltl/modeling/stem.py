@@ -15,8 +15,8 @@ from torch.nn import functional as F
 class PatchProjection(PatchEmbed):
     """`segment_anything`'s PatchEmbed; in bfloat16 on CPUs as one matrix product.
 
-    oneDNN's bfloat16 convolution of such patches takes 10, 14 and 125 ms at 384, 768 and 1280 channels (1024 px, 2 cores),
-    the product 4, 8 and 13.
+    oneDNN's bfloat16 convolution of such patches takes 10, 14 and 125 ms at 384, 768 and 1280 channels (1024 px, 2
+    cores), the product 4, 8 and 13.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class ConvStem(nn.Module):
         dim: width of the tokens.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int], dim: int) -> None:
+    def __init__(self, channels: tuple[int, ...], dim: int) -> None:
         super().__init__()
         c2, c4, c8, c16 = channels
         self.layers = nn.Sequential(

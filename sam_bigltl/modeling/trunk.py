@@ -1,7 +1,7 @@
 """What every big.LITTLE ViT does between its patch embedding and its head: layers in groups, each with its selection.
 
-arXiv 2410.10267. Each group starts by projecting the C-wide tokens to the little width, selects K tokens from that little
-stream, runs its P-blocks on them and its E-blocks on all tokens, and ends by writing both back to C-wide tokens.
+arXiv 2410.10267. Each group starts by projecting the C-wide tokens to the little width, selects K tokens from that
+little stream, runs its P-blocks on them and its E-blocks on all tokens, and ends by writing both back to C-wide tokens.
 
 Shapes: B images, N tokens, C big width, C_E little width, K = round(keep_ratio * N).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from .blocks import EBlock, PBlock
 from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
 
 KeepRatio = float | Sequence[float] | str
+_Kept = float | tuple[float, ...] | str  # as it is kept: checked
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Trunk(nn.Module):
     """
 
     prefix = 0
+    blocks: nn.ModuleList | nn.Sequential  # of P-blocks
 
     def _set_up(self, config: Any) -> None:
         self.config = config
@@ -94,7 +96,7 @@ class Trunk(nn.Module):
         self.taps: Taps | None = None
         self.focus: Tensor | None = None
         self.gradient_checkpointing = False
-        self._keep_ratio: KeepRatio = 1.0
+        self._keep_ratio: _Kept = 1.0
 
     def _add_blocks(self, shape: Callable[[int], tuple[int, int]]) -> None:
         """The P-blocks; `shape` gives the table size and the window of a layer, see `SemiCrossAttention`."""
@@ -119,7 +121,7 @@ class Trunk(nn.Module):
         return self.config.little_dim == 0
 
     @property
-    def keep_ratio(self) -> KeepRatio:
+    def keep_ratio(self) -> float | tuple[float, ...] | str:
         """Share of the tokens on the big path: float, tuple with one float a stage, or "auto"."""
         return self._keep_ratio
 
@@ -134,11 +136,11 @@ class Trunk(nn.Module):
 
         Args:
             dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
-            compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio` at
-                its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto" stays
-                as it is. Not for int8.
-            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and int8
-                on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
+            compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio`
+                at its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto"
+                stays as it is. Not for int8.
+            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and
+                int8 on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
 
         Raises:
             InputError: a dtype that there is not, or what cannot run on this machine.
@@ -150,16 +152,18 @@ class Trunk(nn.Module):
         if native:
             if dtype == "float32" or self.pos_embed.device.type != "cpu":
                 raise InputError(
-                    "native kernels compute in bfloat16 and int8 on the CPU: choose one of them (--dtype) or leave native out"
+                    "native kernels compute in bfloat16 and int8 on the CPU: choose one of them (--dtype) or leave "
+                    "native out"
                 )
             build.load()
         set_precision(self, dtype)
+        module: Any
         for module in self.modules():
             if hasattr(module, "native"):
                 module.native = native
         keep_freed_memory()
         if compile:
-            # The limit counts the graphs of all encoders together, and what is beyond it would run uncompiled in silence.
+            # The limit counts the graphs of all encoders together; what is beyond it would run uncompiled in silence.
             config = torch._dynamo.config
             limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # torch 2.6
             setattr(config, limit, max(getattr(config, limit), 64))
@@ -170,29 +174,33 @@ class Trunk(nn.Module):
     def _prepare(self) -> None:
         """Make what calls keep for the next ones."""
 
-    def _checked(self, value: KeepRatio) -> KeepRatio:
+    def _checked(self, value: KeepRatio) -> _Kept:
+        checked: _Kept
         if isinstance(value, str):
             if value != "auto":
                 raise InputError(f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not {value!r}")
+            checked = value
         elif isinstance(value, Sequence):
             if len(value) != len(self.config.stages):
                 stages = len(self.config.stages)
                 raise InputError(f"keep_ratio has {len(value)} values, but the encoder has {stages} stages")
-            value = tuple(self._checked(_number(v)) for v in value)
+            checked = tuple(cast(float, self._checked(_number(each))) for each in value)
         else:
-            value = _number(value)
-            if not 0.0 < value <= 1.0:
-                raise InputError(f"keep_ratio is in (0, 1], not {value:g}")
-        if self.is_dense and value != 1.0:
+            checked = _number(value)
+            if not 0.0 < checked <= 1.0:
+                raise InputError(f"keep_ratio is in (0, 1], not {checked:g}")
+        if self.is_dense and checked != 1.0:
             raise InputError("this model is dense: it has no little path, and keep_ratio can only be 1.0")
-        return value
+        return checked
 
     @torch.compiler.disable  # the number of tokens is another one for every image
     def _one_by_one(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """`encode` of each image, for keep_ratio "auto", and the route of all of them."""
-        results, routes = [], []
+        results: list[Tensor] = []
+        routes: list[Route] = []
         for image in images.split(1):
             results.append(encode(image))
+            assert self.last_route is not None  # `encode` has set it
             routes.append(self.last_route)
         self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
         return torch.cat(results)
@@ -210,7 +218,8 @@ class Trunk(nn.Module):
                 every = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(len(x), -1)
                 route.append(RouteGroup(tuple(layers), every, None))
             else:
-                x, group = self._run_group(x, self.transitions[index], layers, ratio, big, small)
+                transition: Any = self.transitions[index]
+                x, group = self._run_group(x, transition, layers, ratio, big, small)
                 route.append(group)
         return x, tuple(route)
 
@@ -231,8 +240,10 @@ class Trunk(nn.Module):
             gate = gate if gate is None else F.pad(gate, (0, 0, self.prefix, 0), value=1.0)
         selection = Selection(indices, big)
         selected = selection.gather(x)  # (B, K, C)
+        block: Any
         for layer in layers:
-            selected = self._run(self.blocks[layer].routed, selected, little, selection, big, gate)
+            block = self.blocks[layer]
+            selected = self._run(block.routed, selected, little, selection, big, gate)
             little = self._run(self.little_blocks[layer], little, small)
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         estimate = x + transition.up(little)
@@ -253,7 +264,7 @@ class Trunk(nn.Module):
 
     def _count(self, scores: Tensor, ratio: float | str) -> int:
         tokens = scores.shape[1]
-        if ratio != "auto":
+        if not isinstance(ratio, str):
             return min(tokens, max(1, round(ratio * tokens)))
         mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from segment_anything.modeling import Sam
 
 from ..convert.checkpoints import check_tensors
 from ..convert.fingerprint import fingerprint
@@ -34,7 +35,7 @@ class Embedding:
     route: Route | None = None
 
 
-def save(path: str | PathLike[str], model: torch.nn.Module, features: torch.Tensor, sizes: Sizes) -> None:
+def save(path: str | PathLike[str], model: Sam, features: torch.Tensor, sizes: Sizes) -> None:
     """Write `features` (B, C, g, g) and the sizes of the B images. Raises InputError when `path` cannot be written."""
     metadata = {"format": FORMAT, "encoder": fingerprint(model.image_encoder), "sizes": json.dumps(sizes)}
     try:
@@ -44,7 +45,7 @@ def save(path: str | PathLike[str], model: torch.nn.Module, features: torch.Tens
         raise InputError(f"cannot write {path}: {error}") from None
 
 
-def load(path: str | PathLike[str], model: torch.nn.Module) -> tuple[torch.Tensor, Sizes]:
+def load(path: str | PathLike[str], model: Sam) -> tuple[torch.Tensor, Sizes]:
     """Read what `save` wrote. Raises InputError when it is not such a file, or another model's."""
     if not Path(path).is_file():
         raise InputError(f"embedding not found: {path}: write it with save_embedding")

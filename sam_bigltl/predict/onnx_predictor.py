@@ -62,7 +62,8 @@ class OnnxSamPredictor:
         """Forget the images that are set."""
         self.is_image_set = False
         self.features: np.ndarray | None = None
-        self.original_size = self.input_size = None
+        self.original_size: tuple[int, int] | None = None
+        self.input_size: tuple[int, int] | None = None
         self._sizes: list[tuple[tuple[int, int], tuple[int, int]]] = []  # (original, input) of every image
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
@@ -70,7 +71,10 @@ class OnnxSamPredictor:
         self.set_images([image], image_format)
 
     def set_images(self, images: Sequence[np.ndarray], image_format: str = "RGB") -> None:
-        """Embed several images, of any sizes, in one call; `predict(..., image_index=i)` then answers for `images[i]`."""
+        """Embed several images, of any sizes, in one call.
+
+        `predict(..., image_index=i)` then answers for `images[i]`.
+        """
         if len(images) == 0:
             raise InputError("set_images needs at least one image")
         for image in images:
@@ -92,7 +96,10 @@ class OnnxSamPredictor:
         self.is_image_set = True
 
     def _embed(self, batch: np.ndarray) -> np.ndarray:
-        """Embeddings of the images (B, 3, S, S); as many at once as the file takes, the rest of its batch being empty."""
+        """Embeddings of the images (B, 3, S, S).
+
+        As many at once as the file takes, the rest of its batch being empty.
+        """
         size = self._encoder.get_inputs()[0].shape[0]
         if not isinstance(size, int):  # a name: any number
             return self._encoder.run(None, {"images": batch})[0]
@@ -103,6 +110,7 @@ class OnnxSamPredictor:
     def get_image_embedding(self) -> np.ndarray:
         """The embedding of the image that is set, (1, C, g, g), or (B, C, g, g) after `set_images` of B."""
         self._image_sizes(0)
+        assert self.features is not None  # an image is set
         return self.features
 
     def predict(
@@ -141,7 +149,9 @@ class OnnxSamPredictor:
         *,
         image_index: int = 0,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for P prompts of one image: what `SamPredictor.predict_torch` does, in numpy and in pixels of the image.
+        """Masks for P prompts of one image.
+
+        It is what `SamPredictor.predict_torch` does, in numpy and in pixels of the image.
 
         Args:
             point_coords: (P, N, 2). point_labels: (P, N). boxes: (P, 4). mask_input: (P, 1, h, w).
@@ -164,7 +174,7 @@ class OnnxSamPredictor:
             else given.astype(np.float32),
         }
         fixed = {
-            "image_embeddings": self.features[image_index : image_index + 1],
+            "image_embeddings": self.get_image_embedding()[image_index : image_index + 1],
             "has_mask_input": np.array([given is not None], np.float32),
         }
         found = []
@@ -187,11 +197,12 @@ class OnnxSamPredictor:
         count: int,
         original_size: tuple[int, int],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts as points in the model's frame (P, N, 2), float32, and labels (P, N), int64, as the decoder takes them."""
+        """Prompts as the decoder takes them: points in the model's frame (P, N, 2), float32; labels (P, N), int64."""
         height, width = resized_shape(original_size, self.about.image_size)
         scale = np.array([width / original_size[1], height / original_size[0]])  # float64, rounded once, as SAM does
         all_coords, all_labels = [], []
         if coords is not None:
+            assert labels is not None  # `check_prompts` has seen to it
             all_coords.append(coords * scale)
             all_labels.append(labels)
         if boxes is not None:
@@ -218,7 +229,7 @@ class OnnxSamPredictor:
 
     @property
     def _mask_size(self) -> tuple[int, int]:
-        rows, columns = self.features.shape[-2:]
+        rows, columns = self.get_image_embedding().shape[-2:]
         return 4 * rows, 4 * columns
 
     def _image_sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -230,7 +241,10 @@ class OnnxSamPredictor:
 
 
 def resized_shape(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """The (H, W) of an image of `size` (H, W) once its long side is `side`: `ResizeLongestSide`'s, at least one pixel."""
+    """The (H, W) of an image of `size` (H, W) once its long side is `side`.
+
+    `ResizeLongestSide`'s, at least one pixel.
+    """
     scale = side / max(size)
     height, width = (max(1, int(length * scale + 0.5)) for length in size)
     return height, width

@@ -19,13 +19,14 @@ from torch.func import functional_call
 
 from ..errors import InputError
 from ..modeling.decode import draw, read_prompts
+from ..modeling.routing import Route
 from . import embeddings, prompt_checks
 from .focus import focus_on
 from .resize import ResizeLongestSideFloat32
 
-# Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc gives
-# blocks above 32 MB back to the system each time, and new ones cost more than the arithmetic: 64 boxes took 2.2 to 3.4 s
-# at once, 1.6 s by sixes (2 cores).
+# Image tokens of all prompts that a CPU decodes at once: 6 prompts at 1024 px, whose float32 tokens take 25 MB. glibc
+# gives blocks above 32 MB back to the system each time, and new ones cost more than the arithmetic: 64 boxes took 2.2
+# to 3.4 s at once, 1.6 s by sixes (2 cores).
 _TOKENS = 6 * 64**2
 
 # One for each module that several predictors share; not attributes of the modules, which are copied and pickled.
@@ -40,10 +41,10 @@ class SamPredictor(segment_anything.SamPredictor):
     `route`. The encoder, or the whole model, may be bfloat16; masks, scores and logits are float32 (or bool) always.
     Input that cannot be used raises InputError, a ValueError of one line.
 
-    Threads: predictors of their own may share one model. The encoder runs for one of them at a time, prompts are decoded
-    in parallel, and masks and `route` are those of calls one after the other. Not safe: one predictor in two threads,
-    and what changes the model while another thread uses it. That includes `keep_ratio`, which belongs to the model: who
-    needs several sets it and calls `set_image` under a lock, as `sam_bigltl.demo.engine` does.
+    Threads: predictors of their own may share one model. The encoder runs for one of them at a time, prompts are
+    decoded in parallel, and masks and `route` are those of calls one after the other. Not safe: one predictor in two
+    threads, and what changes the model while another thread uses it. That includes `keep_ratio`, which belongs to the
+    model: who needs several sets it and calls `set_image` under a lock, as `sam_bigltl.demo.engine` does.
     """
 
     def __init__(self, sam_model: Sam) -> None:
@@ -66,14 +67,14 @@ class SamPredictor(segment_anything.SamPredictor):
         return cls(from_pretrained(name, keep_ratio=keep_ratio, device=device, **download))
 
     @property
-    def route(self) -> Any | None:
+    def route(self) -> Route | None:
         """The `Route` that the encoder took for the images now set, or None (plain encoder, loaded embedding)."""
         return self._route
 
     def reset_image(self) -> None:
         """Forget the images that are set."""
         super().reset_image()
-        self._route = None
+        self._route: Route | None = None
         self._sizes: list[tuple[tuple[int, int], tuple[int, int]]] = []  # (original, input) of every image
 
     def set_image(
@@ -81,8 +82,9 @@ class SamPredictor(segment_anything.SamPredictor):
     ) -> None:
         """Embed `image`, uint8 of shape (H, W, 3), whose channels are in the order `image_format`, RGB or BGR.
 
-        `boxes` (n, 4), x0, y0, x1, y1 in pixels, are regions that will be prompted: below keep_ratio 1.0 the big tokens are
-        sought there first (`sam_bigltl.focus`). It pays for one object an encoding, not for all of an image at once.
+        `boxes` (n, 4), x0, y0, x1, y1 in pixels, are regions that will be prompted: below keep_ratio 1.0 the big tokens
+        are sought there first (`sam_bigltl.focus`). It pays for one object an encoding, not for all of an image at
+        once.
         """
         self.set_images([image], image_format, boxes=None if boxes is None else [boxes])
 
@@ -140,7 +142,7 @@ class SamPredictor(segment_anything.SamPredictor):
                 if focus is not None:
                     encoder.focus = None
             route = getattr(encoder, "last_route", None)
-        input_sizes = [tuple(image.shape[-2:]) for image in images]
+        input_sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         self._set(features, list(zip(original_sizes, input_sizes, strict=True)))
         self._route = route
 
@@ -193,8 +195,8 @@ class SamPredictor(segment_anything.SamPredictor):
         outputs = self.predict_torch(
             coords, labels, boxes, masks, multimask_output, return_logits, image_index=image_index
         )
-        masks, iou_predictions, low_res_masks = (output[0].cpu().numpy() for output in outputs)
-        return masks, iou_predictions, low_res_masks
+        found, iou_predictions, low_res_masks = (output[0].cpu().numpy() for output in outputs)
+        return found, iou_predictions, low_res_masks
 
     @torch.no_grad()
     def predict_torch(
@@ -229,11 +231,12 @@ class SamPredictor(segment_anything.SamPredictor):
         step = prompt_checks.at_once(self.prompts_at_once(count), 0 if point_coords is None else point_coords.shape[1])
         outputs = []
         for start in range(0, count, step):
-            some = (None if part is None else part[start : start + step] for part in prompts)
-            low_res, iou = self._decode(*some, multimask_output, image_index)
+            coords, labels, corners, given = (None if part is None else part[start : start + step] for part in prompts)
+            low_res, iou = self._decode(coords, labels, corners, given, multimask_output, image_index)
             masks = self.model.postprocess_masks(low_res, input_size, original_size)
             outputs.append((masks if return_logits else masks > self.model.mask_threshold, iou, low_res))
-        return outputs[0] if len(outputs) == 1 else tuple(torch.cat(parts) for parts in zip(*outputs))
+        masks, iou, low_res = outputs[0] if len(outputs) == 1 else (torch.cat(parts) for parts in zip(*outputs))
+        return masks, iou, low_res
 
     def prompts_at_once(self, count: int) -> int:
         """How many of `count` prompts to decode together: what keeps a CPU's allocator to blocks that it uses again."""
@@ -250,7 +253,7 @@ class SamPredictor(segment_anything.SamPredictor):
         image_index: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (B, C, h, w) and predicted IoUs (B, C), float32, of the prompts of `predict_torch`."""
-        points = None if point_coords is None else (point_coords, point_labels)
+        points = None if point_coords is None or point_labels is None else (point_coords, point_labels)
         decoder = self.model.mask_decoder
         if type(decoder) is MaskDecoder:
             image, kernels, iou_predictions = self.read_prompts(points, boxes, mask_input, image_index)

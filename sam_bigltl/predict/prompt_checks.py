@@ -118,6 +118,7 @@ def check_prompts(
         raise InputError("prompts must have one batch size, not " + ", ".join(f"{k} {v}" for k, v in batch.items()))
     if 0 in batch.values():
         raise InputError("there are no prompts: give at least one")
+    values: Any
     for name, values in (("point_coords", coords), ("boxes", boxes)):
         if values is not None and not (abs(values) < math.inf).all():
             raise InputError(f"{name} holds NaN or infinity: give finite numbers")

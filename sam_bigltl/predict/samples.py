@@ -11,8 +11,8 @@ from ..data.images import read_image
 from ..errors import InputError
 from .segment import Prompt
 
-# Files that come inside scikit-image; pixels of each file. Objects that the shipped weights get right: checkpoints/MODEL_CARD.md
-# names some that they do not.
+# Files that come inside scikit-image; pixels of each file. Objects that the shipped weights get right:
+# checkpoints/MODEL_CARD.md names some that they do not.
 PROMPTS: dict[str, dict[str, Prompt]] = {
     "astronaut": {
         "head": Prompt(box=(160, 10, 300, 210)),

@@ -35,7 +35,7 @@ class Prompt:
     points: tuple[tuple[float, float], ...] = ()
     labels: tuple[int, ...] = ()
 
-    def arguments(self) -> dict[str, np.ndarray]:
+    def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `SamPredictor.predict`."""
         arguments = {} if self.box is None else {"box": np.array(self.box)}
         if self.points:
@@ -131,7 +131,8 @@ def segment_image(
     """Encode `image` and let `answer` segment what the prompts ask for; with `focus` anew for every box.
 
     Returns:
-        the segments in the order of the prompts; the route of every encoding, where the encoder routes; their milliseconds.
+        the segments in the order of the prompts; the route of every encoding, where the encoder routes; their
+        milliseconds.
     """
     shared: dict[Any, list[int]] = {}  # the prompts of an encoding
     for index, prompt in enumerate(prompts):

@@ -45,7 +45,7 @@ def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
         raise InputError(f"{path} holds no prompts: {form}")
     prompts: Prompts = {}
     stems: dict[Path, str] = {}
-    first_error = None
+    first_error: InputError | None = None
     for name, records in content.items():
         name = located(name, Path(folder))
         pure = PurePath(name)
@@ -65,7 +65,8 @@ def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
             except _Unusable as error:
                 first_error = first_error or InputError(f"{where}: {error}")
                 prompts[name].append(error)
-    if not any(isinstance(prompt, Prompt) for asked in prompts.values() for prompt in asked):
+    usable_ones = any(isinstance(prompt, Prompt) for asked in prompts.values() for prompt in asked)
+    if first_error is not None and not usable_ones:
         raise first_error
     return prompts
 
@@ -79,10 +80,13 @@ def _prompt(record: Any, where: str) -> Prompt:
     keys = {"box", "point_coords", "point_labels"}
     if not isinstance(record, dict) or not record or not record.keys() <= keys:
         raise InputError(f"{where} has other entries than box, point_coords and point_labels, or none")
-    box, points, labels = None, (), ()
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
     try:
         if "box" in record:
-            box = tuple(float(value) for value in check_box(record["box"]))
+            x0, y0, x1, y1 = (float(value) for value in check_box(record["box"]))
+            box = (x0, y0, x1, y1)
         if "point_coords" in record or "point_labels" in record:
             coords, kinds = check_points(record.get("point_coords", []), record.get("point_labels"))
             points = tuple((float(x), float(y)) for x, y in coords)
@@ -207,22 +211,25 @@ def answer(predictor: SamPredictor, prompts: Sequence[Prompt], all_masks: bool =
         for start in range(0, len(indices), at_once):
             part = indices[start : start + at_once]
             tensors = _tensors(predictor, [prompts[index] for index in part])
-            milliseconds, (masks, scores, _) = timed(lambda: predictor.predict_torch(*tensors), predictor.device)
+            predict = partial(predictor.predict_torch, *tensors)
+            milliseconds, (masks, scores, _) = timed(predict, predictor.device)
             for index, mask, score in zip(part, masks.cpu().numpy(), scores.cpu().numpy(), strict=True):
                 found[index] = ranked(mask, score, prompts[index], milliseconds / len(part), all_masks)
     return found
 
 
-def _tensors(predictor: SamPredictor, prompts: Sequence[Prompt]) -> tuple[torch.Tensor | None, ...]:
+def _tensors(
+    predictor: SamPredictor, prompts: Sequence[Prompt]
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Points (B, N, 2), labels (B, N) and boxes (B, 4) of prompts of one kind, as `predict_torch` takes them."""
     size, device = predictor.original_size, predictor.device
     prompts = [prompt.clipped(size) for prompt in prompts]
     points, labels, boxes = None, None, None
     if prompts[0].points:
-        points = predictor.transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)
+        coords = predictor.transform.apply_coords(np.array([prompt.points for prompt in prompts]), size)
         labels = torch.tensor([prompt.labels for prompt in prompts], dtype=torch.int32, device=device)
-        points = torch.from_numpy(points).to(device)
+        points = torch.from_numpy(coords).to(device)
     if prompts[0].box is not None:
-        boxes = predictor.transform.apply_boxes(np.array([prompt.box for prompt in prompts]), size)
-        boxes = torch.from_numpy(boxes).to(device)
+        corners = predictor.transform.apply_boxes(np.array([prompt.box for prompt in prompts]), size)
+        boxes = torch.from_numpy(corners).to(device)
     return points, labels, boxes

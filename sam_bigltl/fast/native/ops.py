@@ -56,28 +56,32 @@ def attend(
     Returns:
         (queries, C)
     """
-    tensors = (q, big, little, padding, *ragged.tensors, *(tables or (None, None)))
+    table_h, table_w = tables or (None, None)
+    tensors = (q, big, little, padding, *ragged.tensors, table_h, table_w)
     if torch.compiler.is_compiling():
         return _attend_op(*tensors, *ragged.grid, num_heads)
     return _attend(*tensors, *ragged.grid, num_heads)
 
 
 def _attend(
-    q: Tensor, big: Tensor, little: Tensor, padding: Tensor, keys: Tensor, starts: Tensor, queries: Tensor, rows: Tensor,
-    columns: Tensor, table_h: Tensor | None, table_w: Tensor | None, key_rows: int, key_columns: int, num_heads: int,
+    q: Tensor, big: Tensor, little: Tensor, padding: Tensor, keys: Tensor, starts: Tensor, queries: Tensor,
+    rows: Tensor, columns: Tensor, table_h: Tensor | None, table_w: Tensor | None, key_rows: int, key_columns: int,
+    num_heads: int,
 ) -> Tensor:  # fmt: skip
     kernels = load()
     count, dim = q.shape
     out = q.new_empty(count, dim)
     padding = padding.to(q.dtype).contiguous()
-    if table_h is not None:
+    pointers: tuple[int | None, int | None] = (None, None)
+    if table_h is not None and table_w is not None:
         table_h, table_w = table_h.to(q.dtype).contiguous(), table_w.to(q.dtype).contiguous()
+        pointers = (table_h.data_ptr(), table_w.data_ptr())
     problem = _Attention(
         q.data_ptr(), q.stride(0), big.data_ptr(), big.stride(0), big.shape[0], little.data_ptr(), little.stride(0),
         padding.data_ptr(), keys.data_ptr(), starts.data_ptr(), queries.data_ptr(),
-        *((None, None) if table_h is None else (table_h.data_ptr(), table_w.data_ptr())),
-        rows.data_ptr(), columns.data_ptr(), 0 if table_h is None else (table_h.shape[0] + 1) // 2, key_rows, key_columns,
-        starts.shape[0] - 1, num_heads, dim // num_heads, (dim // num_heads) ** -0.5, out.data_ptr(), dim,
+        *pointers, rows.data_ptr(), columns.data_ptr(), 0 if table_h is None else (table_h.shape[0] + 1) // 2,
+        key_rows, key_columns, starts.shape[0] - 1, num_heads, dim // num_heads, (dim // num_heads) ** -0.5,
+        out.data_ptr(), dim,
     )  # fmt: skip
     threads = ctypes.c_int64(torch.get_num_threads())
     words = kernels.bigltl_attend_scratch(ctypes.byref(problem), threads)
@@ -91,7 +95,7 @@ _attend_op = torch.library.custom_op("sam_bigltl::attend", _attend, mutates_args
 
 
 @_attend_op.register_fake
-def _(q, *_unused):  # noqa: ANN001, ANN002, ANN202 - the shape of `_attend`
+def _(q: Tensor, *_unused: object) -> Tensor:  # what `_attend` returns
     return q.new_empty(q.shape)
 
 
@@ -107,8 +111,10 @@ def quantize(x: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, float]:
     kernels = load()
     x = x.contiguous()
     levels = torch.empty(x.shape, dtype=torch.uint8)
-    normal = None if norm is None else torch.empty_like(x)
-    pointers = [None] * 3 if norm is None else [t.data_ptr() for t in (norm.weight, norm.bias, normal)]
+    pointers: list[int | None] = [None, None, None]
+    if norm is not None:
+        normal = torch.empty_like(x)
+        pointers = [tensor.data_ptr() for tensor in (norm.weight, norm.bias, normal)]
     weight, bias, normal_pointer = map(ctypes.c_void_p, pointers)
     scale = kernels.bigltl_quantize(
         ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1]), weight, bias,

@@ -31,5 +31,5 @@ class Ragged:
     grid: tuple[int, int]
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.keys, self.starts, self.queries, self.rows, self.columns
