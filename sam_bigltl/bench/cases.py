@@ -13,6 +13,7 @@ from torch import nn
 
 from ..fast.devices import synchronize
 from ..fast.precision import PRECISIONS, set_precision
+from ..fast.quantize import Int8Linear
 from ..modeling.trunk import Trunk
 from .models import build, input_side, peer
 
@@ -90,9 +91,10 @@ class Case:
 def encoder_cases(name: str, encoder: nn.Module, job: Job, weights: str = "random") -> list[Case]:
     """The cases of `encoder`, which takes images (B, 3, S, S), S as `input_side` has it; it is left as it was."""
     device, size = torch.device(job.device), input_side(encoder)
+    assert size is not None
     routed = hasattr(encoder, "keep_ratio") and not encoder.is_dense
     module = copy.deepcopy(encoder).eval().to(device)
-    if isinstance(encoder, Trunk):
+    if isinstance(module, Trunk):
         module.optimize(job.dtype, job.compiled, job.native)
     else:
         set_precision(module, "float32" if job.dtype == AUTOCAST else job.dtype)
@@ -118,7 +120,7 @@ def _call(module: nn.Module, pixels: torch.Tensor, ratio: float | None, autocast
 
     def call() -> None:
         if ratio is not None:
-            module.keep_ratio = ratio
+            module.keep_ratio = ratio  # type: ignore[assignment]  # torch's stub knows tensors and modules only
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             module(pixels)
         synchronize(device)
@@ -128,5 +130,5 @@ def _call(module: nn.Module, pixels: torch.Tensor, ratio: float | None, autocast
 
 def _bytes(module: nn.Module) -> int:
     """Of parameters and of int8 layers' packed weights, which are no parameters."""
-    packed = (m.in_features * m.out_features for m in module.modules() if hasattr(m, "packed"))
+    packed = (m.in_features * m.out_features for m in module.modules() if isinstance(m, Int8Linear))
     return sum(p.numel() * p.element_size() for p in module.parameters()) + sum(packed)

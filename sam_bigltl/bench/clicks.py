@@ -49,6 +49,7 @@ class Embedding(nn.Module):
     """An encoder that has its answer."""
 
     img_size = SIDE
+    features: Tensor
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Task:
 
 @dataclass(frozen=True)
 class ClickJob:
-    """The tasks of one predictor: "sam_bigltl" or "segment_anything"; the rest as in `sam_bigltl.latency.cases.Job`."""
+    """The tasks of one predictor: "sam_bigltl" or "segment_anything"; the rest as in `sam_bigltl.bench.cases.Job`."""
 
     predictor: str
     checkpoint: Path

@@ -1,7 +1,7 @@
 """What each term of a big.LITTLE layer costs, counted on the real model, beside the paper's formulas.
 
-The paper (arXiv 2410.10267) counts 12 N C^2 + 2 N^2 C multiply-accumulates for a layer of a ViT and, at keep_ratio 1/2 and
-C_E = C / 4, 6.5 N C^2 + N^2 C for a big.LITTLE one.
+The paper (arXiv 2410.10267) counts 12 N C^2 + 2 N^2 C multiply-accumulates for a layer of a ViT and, at keep_ratio 1/2
+and C_E = C / 4, 6.5 N C^2 + N^2 C for a big.LITTLE one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from ..convert.registry import sam_model_registry
 from ..errors import ArgumentParser, InputError, run_cli
@@ -20,7 +22,8 @@ from ..modeling.encoder import BigLittleEncoder
 from ..modeling.registry import ENCODERS
 from .macs import flop_counter
 
-# Of a layer with N tokens, K of them big, C channels, E little ones; what belongs to a group is shared among its layers.
+# Of a layer with N tokens, K of them big, C channels, E little ones; what belongs to a group is shared among its
+# layers.
 FORMULAS = {
     "big: queries, keys, values": "3 K C^2",
     "big: projection": "K C^2",
@@ -63,7 +66,7 @@ class Cost:
 def layer_costs(encoder: BigLittleEncoder, keep_ratio: float) -> list[Cost]:
     """Count one forward pass of a random image; `encoder` is left as it was."""
     before, encoder.keep_ratio = encoder.keep_ratio, keep_ratio
-    side, dtype = encoder.img_size, encoder.neck[0].weight.dtype
+    side, dtype = encoder.img_size, cast(Tensor, encoder.neck[0].weight).dtype
     counter = flop_counter()
     generator = torch.Generator().manual_seed(0)
     with counter:
@@ -108,14 +111,16 @@ def report(encoder: BigLittleEncoder, keep_ratio: float) -> str:
     for cost in costs:
         formula = "-" if cost.formula is None else f"{cost.formula / 1e9:.3f}"
         lines.append(
-            f"{cost.term:<40} {FORMULAS[cost.term]:<38} {formula:>9} {cost.counted / 1e9:>9.3f} {cost.counted / unit:>8.3f}"
+            f"{cost.term:<40} {FORMULAS[cost.term]:<38} {formula:>9}"
+            f" {cost.counted / 1e9:>9.3f} {cost.counted / unit:>8.3f}"
         )
     total = sum(cost.counted for cost in costs)
     tokens, dim = config.side**2, config.dim
     vit, paper = 12 + 2 * tokens / dim, 6.5 + tokens / dim
     lines += [
         f"{'all layers':<79} {'':>9} {total / 1e9:>9.3f} {total / unit:>8.3f}",
-        f"the paper: ViT 12 N C^2 + 2 N^2 C = {vit:.3f} N C^2; big.LITTLE at 1/2, E = C/4: 6.5 N C^2 + N^2 C = {paper:.3f} N C^2",
+        f"the paper: ViT 12 N C^2 + 2 N^2 C = {vit:.3f} N C^2;"
+        f" big.LITTLE at 1/2, E = C/4: 6.5 N C^2 + N^2 C = {paper:.3f} N C^2",
     ]
     return "\n".join(lines)
 

@@ -68,9 +68,10 @@ def _check_size(side: int, patch: int) -> None:
 
 
 def peer(name: str) -> tuple[str, nn.Module]:
-    """A name and an encoder: of `module:callable[@size]`, a callable without arguments that returns it, or of timm's registry.
+    """A name and an encoder: of `module:callable[@size]` or of timm's registry.
 
-    The side of its input is `size`, else its own. Raises InputError.
+    The callable takes no arguments and returns the encoder. The side of its input is `size`, else its own. Raises
+    InputError.
     """
     if is_timm(name):
         torch.manual_seed(0)
@@ -82,7 +83,7 @@ def peer(name: str) -> tuple[str, nn.Module]:
     if size:
         if not size.isdecimal() or int(size) < 1:
             raise InputError(f"--peer {name}: {size!r} is no size in pixels")
-        encoder.img_size = int(size)
+        encoder.img_size = int(size)  # type: ignore[assignment]  # torch's stub: tensors, modules only
     if input_side(encoder) is None:
         raise InputError(f"--peer {target} has no img_size: give it as {target}@1024")
     return target.rpartition(":")[2], encoder

@@ -1,7 +1,7 @@
 """ONNX Runtime beside torch on the CPU: the encoder, and prompts once it has run.
 
-Encoders are timed at a random input, prompts by the predictors, masks at the size of the image included. Every one lives
-in a process of its own, and all of them take turns.
+Encoders are timed at a random input, prompts by the predictors, masks at the size of the image included. Every one
+lives in a process of its own, and all of them take turns.
 """
 
 from __future__ import annotations
@@ -87,30 +87,31 @@ class RuntimeJob:
 
     def cases(self) -> list[Timed]:
         """The encoder, and prompts for it."""
-        calls = self._torch() if self.folder is None else self._onnx()
+        calls = self._torch() if self.folder is None else self._onnx(self.folder)
         runtime, side = TORCH if self.folder is None else ONNX, ENCODERS[self.model].img_size
         return [
             Timed(task, self.model, self.keep_ratio, runtime, self.dtype, self.native, side, call)
             for task, call in calls.items()
         ]
 
-    def _onnx(self) -> dict[str, Callable[[], Any]]:
-        session, about = open_part(self.folder, ENCODER, self.threads, ["CPUExecutionProvider"])
-        predictor = OnnxSamPredictor(self.folder, self.threads)
+    def _onnx(self, folder: Path) -> dict[str, Callable[[], Any]]:
+        session, about = open_part(folder, ENCODER, self.threads, ["CPUExecutionProvider"])
+        predictor = OnnxSamPredictor(folder, self.threads)
         image = _noise(about.image_size)
         predictor.set_image(image)
         pixels = np.random.default_rng(0).normal(size=(1, 3, *image.shape[:2])).astype(np.float32)
-        calls = {"encoder": partial(session.run, None, {"images": pixels})}
+        calls: dict[str, Callable[[], Any]] = {"encoder": partial(session.run, None, {"images": pixels})}
         for count in BOXES:
             boxes = some_boxes(image.shape[:2], count).numpy()
             calls[_boxes(count)] = partial(predictor.predict_batch, boxes=boxes, multimask_output=False)
         return calls
 
     def _torch(self) -> dict[str, Callable[[], Any]]:
-        job = Job(self.model, None, checkpoint=self.checkpoint, dtype=self.dtype, native=self.native,
+        job = Job(self.model, checkpoint=self.checkpoint, dtype=self.dtype, native=self.native,
                   keep_ratios=(self.keep_ratio,))  # fmt: skip
         (case,) = job.cases()
-        calls = {"encoder": case.call}
+        assert case.call is not None
+        calls: dict[str, Callable[[], Any]] = {"encoder": case.call}
         if self.dtype == "float32":
             predictor = SamPredictor(sam_model_registry[self.model](self.checkpoint))
             image = _noise(case.image_size)
@@ -137,7 +138,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0, 0.5, 0.25], metavar="R",
                         help="in (0, 1]; dense models have 1 only (default: 1.0 0.5 0.25)")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS),
-                        help="of the encoder in torch; bfloat16 and int8 in this project's C++ kernels (default: all)")  # fmt: skip
+                        help="of the encoder in torch; bfloat16 and int8 in this project's C++ kernels "
+                        "(default: all)")  # fmt: skip
     parser.add_argument("--runs", type=int, default=7, help="counted rounds, after two uncounted ones (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--output", type=Path, default=Path("out"), metavar="CSV",
@@ -182,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settled(worker: Worker, index: int) -> float:
-    """Seconds of a case, after ONNX Runtime's threads of the case before have stopped waiting for work, which takes the CPU."""
+    """Seconds of a case, once ONNX Runtime's threads of the case before no longer wait, which takes the CPU."""
     time.sleep(_SETTLE)
     return worker.seconds(index)
 
@@ -208,8 +210,11 @@ def jobs(args: argparse.Namespace, folder: Path, threads: int) -> list[RuntimeJo
 def result_rows(
     cases: Sequence[Timed], times: Sequence[Sequence[float]], environment: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One dictionary per case, with the keys COLUMNS, by task; speedups over torch in float32, None where it was not timed."""
-    found = {case: own for case, own in zip(cases, times, strict=True)}
+    """One dictionary per case, with the keys COLUMNS, by task.
+
+    Speedups are over torch in float32, None where it was not timed.
+    """
+    found = dict(zip(cases, times, strict=True))
     base = {
         (case.task, case.model, case.keep_ratio): median(own)
         for case, own in found.items() if case.runtime == TORCH and case.dtype == "float32"

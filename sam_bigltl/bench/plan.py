@@ -88,8 +88,8 @@ def _formats(
 def start(wanted: Sequence[Job], best: bool) -> list[Worker]:
     """The processes of the jobs, each case of which has made one pass.
 
-    What other people's encoders cannot do (a format, a compiler) is left out with a line on stderr. Where only the `best`
-    format of theirs is wanted, it is the one with the fastest of three more passes of its first case.
+    What other people's encoders cannot do (a format, a compiler) is left out with a line on stderr. Where only the
+    `best` format of theirs is wanted, it is the one with the fastest of three more passes of its first case.
     """
     workers: list[Worker] = []
     fastest: dict[str, tuple[float, Worker]] = {}
@@ -111,10 +111,12 @@ def start(wanted: Sequence[Job], best: bool) -> list[Worker]:
             f"tried: {job}, memory {'kept' if job.keep_memory else 'not kept'}: {1e3 * seconds:.1f} ms", file=sys.stderr
         )
         slower = fastest.get(job.model)
-        if slower is None or seconds < slower[0]:
-            fastest[job.model], worker = (seconds, worker), slower[1] if slower else None
-        if worker is not None:
+        if slower is not None and seconds >= slower[0]:
             worker.close()
+            continue
+        fastest[job.model] = seconds, worker
+        if slower is not None:
+            slower[1].close()
     order = list(dict.fromkeys(job.model for job in wanted))  # the first model stays the baseline
     return sorted([*workers, *(worker for _, worker in fastest.values())], key=lambda one: order.index(one.job.model))
 

@@ -11,9 +11,10 @@ from .report import format_name
 
 
 def plot(path: Path, rows: Sequence[dict]) -> None:
-    """Draw medians (bars: min to max), a line for each model and format, and dashed what its counted products would take.
+    """Draw medians (bars: min to max), a line for each model and format.
 
-    The dashed lines start from the highest keep_ratio, or from the smallest input.
+    Dashed is what its counted products would take. The dashed lines start from the highest keep_ratio, or from the
+    smallest input.
     """
     import matplotlib
 
@@ -35,8 +36,8 @@ def plot(path: Path, rows: Sequence[dict]) -> None:
             theory = [medians[start] * row["gmacs"] / own[start]["gmacs"] for row in own]
             axes.plot(x, theory, "--", color=line[0].get_color(), linewidth=1)
     what = f"encoder time at keep_ratio {rows[0]['keep_ratio']:g}" if by_size else "encoder time"
-    start = "smallest input" if by_size else "highest keep_ratio"
-    axes.set_title(f"{what}; dashed: the counted products at the speed of the {start}", fontsize=9)
+    origin = "smallest input" if by_size else "highest keep_ratio"
+    axes.set_title(f"{what}; dashed: the counted products at the speed of the {origin}", fontsize=9)
     axes.set(
         xlabel="tokens of 16 x 16 pixels" if by_size else "keep_ratio",
         ylabel="median ms of one pass (bars: min to max)",

@@ -14,10 +14,10 @@ from .cases import Case
 from .macs import Macs
 
 COLUMNS = (
-    "model", "keep_ratio", "dtype", "batch", "compiled", "native", "memory", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
-    "images_per_s", "speedup_vs_first", "speedup_vs_own_1.0", "gmacs", "gmacs_without_attention", "theoretical_speedup",
-    "realised_over_theoretical", "gmacs_per_s", "gemm_peak_gmacs_per_s", "share_of_peak", "peak_memory_mb", "image_size",
-    "weights",
+    "model", "keep_ratio", "dtype", "batch", "compiled", "native", "memory", "device", "torch", "threads", "runs",
+    "median_s", "min_s", "max_s", "images_per_s", "speedup_vs_first", "speedup_vs_own_1.0", "gmacs",
+    "gmacs_without_attention", "theoretical_speedup", "realised_over_theoretical", "gmacs_per_s",
+    "gemm_peak_gmacs_per_s", "share_of_peak", "peak_memory_mb", "image_size", "weights",
 )  # fmt: skip
 
 
@@ -63,15 +63,16 @@ def result_rows(
         rate = count.total / own / 1e9 if count else None
         rows.append({
             "model": case.model, "keep_ratio": case.keep_ratio, "dtype": case.dtype, "batch": case.batch,
-            "compiled": "yes" if case.compiled else "no", "native": "yes" if case.native else "no", "memory": case.memory,
-            **environment, "runs": len(own_times),
+            "compiled": "yes" if case.compiled else "no", "native": "yes" if case.native else "no",
+            "memory": case.memory, **environment, "runs": len(own_times),
             "median_s": own, "min_s": min(own_times), "max_s": max(own_times), "images_per_s": case.batch / own,
             "speedup_vs_first": best * case.batch / own, "speedup_vs_own_1.0": realised,
             "gmacs": count.total / 1e9 if count else None,
             "gmacs_without_attention": count.without_attention / 1e9 if count else None,
             "theoretical_speedup": theoretical,
             "realised_over_theoretical": realised / theoretical if realised and theoretical else None,
-            "gmacs_per_s": rate, "gemm_peak_gmacs_per_s": speed, "share_of_peak": rate / speed if rate and speed else None,
+            "gmacs_per_s": rate, "gemm_peak_gmacs_per_s": speed,
+            "share_of_peak": rate / speed if rate and speed else None,
             "peak_memory_mb": None if peak is None else (peak + case.parameter_bytes) / 1e6,
             "image_size": case.image_size, "weights": case.weights,
         })  # fmt: skip
@@ -83,7 +84,10 @@ def _without_ratio(case: Case) -> tuple:
 
 
 def output_path(output: Path, kind: str, device: torch.device, environment: dict[str, Any]) -> Path:
-    """`output` itself if it ends in .csv; else a file `kind`_* in that folder, named after device, torch version and threads."""
+    """`output` itself if it ends in .csv; else a file in that folder.
+
+    That is named after `kind`, device, torch version and threads.
+    """
     if output.suffix == ".csv":
         return output
     words = f"{device.type} {environment['device']} torch{environment['torch']} {environment['threads']}threads"
@@ -103,8 +107,8 @@ def format_table(rows: Sequence[dict]) -> str:
             *(f"{1e3 * row[key]:.1f}" for key in ("median_s", "min_s", "max_s")),
             f"{row['speedup_vs_first']:.2f}x", "-" if own is None else f"{own:.2f}x",
             _shown(row["theoretical_speedup"], "{:.2f}x"), _shown(row["realised_over_theoretical"], "{:.2f}"),
-            _shown(row["gmacs"], "{:.1f}"), _shown(row["gmacs_per_s"], "{:.0f}"), _shown(row["share_of_peak"], "{:.2f}"),
-            _shown(memory, "{:.0f}"),
+            _shown(row["gmacs"], "{:.1f}"), _shown(row["gmacs_per_s"], "{:.0f}"),
+            _shown(row["share_of_peak"], "{:.2f}"), _shown(memory, "{:.0f}"),
         ))  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = (

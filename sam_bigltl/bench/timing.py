@@ -54,12 +54,17 @@ def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
         with torch.inference_mode():
             if dtype == "int8":
                 packed, (levels, scale) = Int8Linear(layer), quantize_activation(x)
-                product = partial(qlinear, packed, levels, scale)
+                product: Callable[[], Any] = partial(qlinear, packed, levels, scale)
             else:
                 product = partial(layer, x)
-            times = [timed(lambda: (product(), synchronize(device))) for _ in range(2 + runs)][2:]
+            times = [timed(partial(_finish, product, device)) for _ in range(2 + runs)][2:]
         best = max(best, rows * inner * outer / median(times) / 1e9)
     return best
+
+
+def _finish(call: Callable[[], Any], device: torch.device) -> None:
+    call()
+    synchronize(device)
 
 
 def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:

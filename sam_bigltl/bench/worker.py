@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -85,14 +86,26 @@ def _serve(job: Any, pipe: Connection) -> None:
     if job.keep_memory:
         keep_freed_memory()
     cases: list[Any] = []
-    answered(lambda: cases.extend(job.cases()) or [replace(case, call=None) for case in cases])
+
+    def build() -> list[Any]:
+        cases.extend(job.cases())
+        return [replace(case, call=None) for case in cases]
+
+    answered(build)
     device = torch.device(job.device)
     actions: dict[str, Callable[[Callable], Any]] = {
-        "seconds": timed, "result": lambda call: call(), "memory": lambda call: peak_memory(call, device), "macs": count_macs
-    }  # fmt: skip
+        "seconds": timed,
+        "result": lambda call: call(),
+        "memory": lambda call: peak_memory(call, device),
+        "macs": count_macs,
+    }
+
+    def act(what: str, index: int) -> Any:
+        return actions[what](cases[index].call)
+
     while True:
         try:
             what, index = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        answered(lambda: actions[what](cases[index].call))
+        answered(partial(act, what, index))

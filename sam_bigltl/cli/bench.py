@@ -1,8 +1,8 @@
 """Latency of encoders and classifiers: SAM's ViT, the big.LITTLE ViT, timm's and other people's, measured in one run.
 
 Every encoder lives in a process of its own, as its users run it, and all of them take turns (A B A B ...), so that a
-clock that drifts, a machine that warms up or a busy neighbour touches all alike; the first passes are not counted. Times are those of one forward pass of the image
-encoder alone. Ratios are between medians.
+clock that drifts, a machine that warms up or a busy neighbour touches all alike; the first passes are not counted.
+Times are those of one forward pass of the image encoder alone. Ratios are between medians.
 """
 
 from __future__ import annotations
@@ -42,26 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument("--models", nargs="*", default=["sam_vit_b", "bigltl_b"], metavar="NAME",
-                        help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own), a key of this project's registry, "
-                        "or a classifier that timm knows; the first is the baseline (default: sam_vit_b bigltl_b)")  # fmt: skip
+                        help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own), a key of this project's "
+                        "registry, or a classifier that timm knows; the first is the baseline "
+                        "(default: sam_vit_b bigltl_b)")  # fmt: skip
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:CALLABLE[@PX]",
                         help="an encoder from a checkout of yours: package.module or a .py file, and a function that "
                         "returns it; PX is the side of its input where it has no img_size; again for more")  # fmt: skip
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0, 0.5, 0.25], metavar="R",
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
-                        help="float32, bfloat16, int8 (on the CPU, for this project's models), autocast (float32 weights "
-                        "under bfloat16 autocast, for peers) (default: the first three)")  # fmt: skip
+                        help="float32, bfloat16, int8 (on the CPU, for this project's models), autocast (float32 "
+                        "weights under bfloat16 autocast, for peers) (default: the first three)")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a pass (default: 1)")
     parser.add_argument("--compile", choices=("off", "on", "both"), default="off", help="torch.compile (default: off)")
     parser.add_argument("--native", choices=("off", "on", "both"), default="off",
-                        help="this project's C++ kernels, for its encoders in bfloat16 and int8 (default: off)")  # fmt: skip
+                        help="this project's C++ kernels, for its encoders in bfloat16 and int8 "
+                        "(default: off)")  # fmt: skip
     parser.add_argument("--memory", choices=("default", "kept", "both"), default="both",
                         help="whether processes of SAM's and other people's encoders keep freed memory, as optimize() "
                         "makes them do for this project's (default: both)")  # fmt: skip
     parser.add_argument("--best", action="store_true",
-                        help="of each peer only the fastest of all formats: every --dtype, compiled or not, memory kept "
-                        "or not, tried before")  # fmt: skip
+                        help="of each peer only the fastest of all formats: every --dtype, compiled or not, memory "
+                        "kept or not, tried before")  # fmt: skip
     parser.add_argument("--image-size", nargs="+", type=int, metavar="PX",
                         help="sides of the input, for this project's models with random weights (default: the model's "
                         "own)")  # fmt: skip

@@ -23,21 +23,26 @@ from ..training.curve import plot_log
 from . import flag_checks
 
 EXAMPLES = """examples:
-  sam-bigltl train --task classify --data-dir imagenet/train --val-dir imagenet/val --model deit_small_patch16_224 --convert \\
-      --checkpoint deit_small.pth --teacher deit_small_patch16_224 --teacher-checkpoint deit_small.pth --keep-ratio-range 0.2 1 \\
-      --steps 25000 --batch-size 256 --lr 1e-4 --auto-augment rand-m9-mstd0.5 --mixup 0.8 --cutmix 1.0 --output runs/small
-  sam-bigltl train --task classify --data-dir photos/train --backbone checkpoints/bigltl_mini.safetensors --steps 500 --output runs/probe
+  sam-bigltl train --task classify --data-dir imagenet/train --val-dir imagenet/val \\
+      --model deit_small_patch16_224 --convert --checkpoint deit_small.pth \\
+      --teacher deit_small_patch16_224 --teacher-checkpoint deit_small.pth --keep-ratio-range 0.2 1 \\
+      --steps 25000 --batch-size 256 --lr 1e-4 --auto-augment rand-m9-mstd0.5 --mixup 0.8 --cutmix 1.0 \\
+      --output runs/small
+  sam-bigltl train --task classify --data-dir photos/train --backbone checkpoints/bigltl_mini.safetensors \\
+      --steps 500 --output runs/probe
 """
 
 _HELP = {
     "steps": "steps in all", "batch_size": "images a step", "lr": "peak learning rate", "warmup": "steps of warm-up",
     "final_lr": "share of the peak at the end", "weight_decay": "weight decay", "clip": "largest gradient norm",
     "ema": "decay of the averaged weights that are saved; 0 for none", "seed": "of every random choice",
-    "workers": "processes that read images", "save_every": "steps between states", "log_every": "steps between log rows",
-    "val_every": "steps between validations; 0: at the end only", "color_jitter": "of timm's augmentation",
+    "workers": "processes that read images", "save_every": "steps between states",
+    "log_every": "steps between log rows", "val_every": "steps between validations; 0: at the end only",
+    "color_jitter": "of timm's augmentation",
     "erase": "probability of random erasing", "hflip": "probability of a mirrored image; 0 for text and digits",
     "mixup": "alpha; 0 for none", "cutmix": "alpha; 0 for none",
-    "smoothing": "of the labels", "label_weight": "weight of the labels' loss", "feature_weight": "of 1 - cosine to the teacher's tokens",
+    "smoothing": "of the labels", "label_weight": "weight of the labels' loss",
+    "feature_weight": "of 1 - cosine to the teacher's tokens",
     "logit_weight": "of the cross-entropy with the teacher's probabilities", "temperature": "of these probabilities",
 }  # fmt: skip
 
@@ -47,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--task", choices=["masks", "classify"], help="what to train (masks)")
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="a folder with one folder a class, or "
-                        "the root of --dataset")  # fmt: skip
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR",
+                        help="a folder with one folder a class, or the root of --dataset")  # fmt: skip
     parser.add_argument("--val-dir", type=Path, metavar="DIR", help="the same, to validate on")
     parser.add_argument("--dataset", default="", metavar="NAME", help="of timm's create_dataset, such as torch/cifar10")
     parser.add_argument("--split", default="train", help="of --dataset (train)")
@@ -83,7 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Validation:
-    """Top-1 and top-5 on some images, at each keep ratio, with given weights; `unreadable` are those that cannot be read."""
+    """Top-1 and top-5 on some images, at each keep ratio, with given weights.
+
+    Attributes:
+        unreadable: images that cannot be read.
+    """
 
     def __init__(self, model: nn.Module, dataset: LabelledImages, count: int, ratios: list[float]) -> None:
         chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().int().tolist()
@@ -91,7 +100,10 @@ class Validation:
         self.model, self.ratios, self.unreadable = model, ratios, Unreadable(len(chosen))
 
     def __call__(self, weights: dict[str, Tensor]) -> list[dict]:
-        """Rows with keep_ratio, top1, top5 (percent) and images (that could be read). Raises InputError: too few could."""
+        """Rows with keep_ratio, top1, top5 (percent) and images (that could be read).
+
+        Raises InputError where too few could.
+        """
         model = self.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         training, device = model.training, next(model.parameters()).device
@@ -113,14 +125,17 @@ class Validation:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, then write weights, curve and validation; exit with code 1 if images could not be read. Raises InputError."""
+    """Train, then write weights, curve and validation; exit with code 1 if images could not be read.
+
+    Raises InputError.
+    """
     _check(args)
     device = parse_device(args.device)
     torch.manual_seed(args.seed)
     dataset = open_dataset(args.dataset, args.data_dir, args.split)
-    if not args.num_classes and dataset.classes is None:
-        raise InputError(f"dataset {args.dataset} does not tell its classes: give --num-classes")
     classes = args.num_classes or dataset.classes
+    if classes is None:
+        raise InputError(f"dataset {args.dataset} does not tell its classes: give --num-classes")
     start = None if args.resume and not args.backbone else args.checkpoint
     model = open_classifier(args.model, classes, args.model_kwargs, start, args.backbone, args.convert).to(device)
     teacher = None

@@ -24,7 +24,7 @@ COMMANDS = {
     "bench": ("bench", "encoder latency, interleaved and with ratios"),
 }
 # A task of a command: another module in its place.
-TASKS = {("train", "classify"): "classify"}
+TASKS: dict[tuple[str, str | None], str] = {("train", "classify"): "classify"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

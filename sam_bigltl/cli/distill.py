@@ -49,7 +49,8 @@ _STAGED: dict[str, tuple[str, type]] = {
     "accumulate": ("micro-batches a process and step", int),
 }
 _SINGLE = {
-    "streams": "streams that the photographs are read as; a multiple of the number of processes, a divisor of the batch",
+    "streams": "streams that the photographs are read as; "
+    "a multiple of the number of processes, a divisor of the batch",
     "prompts": "objects an image in stage 2",
     "rounds": "corrective points after the first prompt in stage 2",
     "weight_embedding": "of 1 - cosine plus relative squared error of the embedding",
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag_checks.flag(name), type=kind, nargs="+", required=required, metavar="N",
             help=f"{text}, for each stage or once" + ("" if required else f" ({defaults[name]:g})"),
-            **({} if required else {"default": [defaults[name]]}),
+            default=None if required else [defaults[name]],
         )  # fmt: skip
     for name, text in _SINGLE.items():
         kind = type(defaults[name])
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         )
     teacher = load_sam(args.teacher).to(device)
     names = "\n".join(Path(unit).name for unit in source.units()).encode("utf-8", "surrogatepass")
-    about = {"teacher": fingerprint(teacher)[:12], "data": hashlib.sha256(names).hexdigest()[:12]}
+    mark, data_mark = fingerprint(teacher)[:12], hashlib.sha256(names).hexdigest()[:12]
     student = _student(args, teacher, source).to(device)
     cache = None
     if args.cache:
@@ -165,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
         if processes.is_main_process:
             print(f"validation {validate.usage}", flush=True)
     for config in configs:
-        _run_stage(_Job(args, student, teacher, source, cache, validate), replace(config, **about))
+        job = _Job(args, student, teacher, source, cache, validate)
+        _run_stage(job, replace(config, teacher=mark, data=data_mark))
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--refine", nargs="+", metavar="N", help="corrective points after a box at which IoU is taken")
     own.add_argument("--mask-feedback", action=argparse.BooleanOptionalAction, default=None,
                      help="give each further prediction the logits of the one before")  # fmt: skip
-    own.add_argument("--focus", nargs="?", choices=["image", "box"], const="image", help="tell the encoder the boxes that "
-                     "will be prompted, so that it seeks its big tokens there first (prompt-aware routing): all of an image "
-                     "(image), or with one encoding for each (box)")  # fmt: skip
+    own.add_argument("--focus", nargs="?", choices=["image", "box"], const="image",
+                     help="tell the encoder the boxes that will be prompted, so that it seeks its big tokens there "
+                     "first (prompt-aware routing): all of an image (image), or with one encoding for each "
+                     "(box)")  # fmt: skip
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
@@ -132,8 +133,9 @@ def run(args: argparse.Namespace) -> None:
     device = _device(args.device)
     check_precision(args.dtype, device)
     run_job(Job(
-        annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan, device=device,
-        checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native, restart=args.restart,
+        annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan,
+        device=device, checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native,
+        restart=args.restart,
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,
         style=getattr(args, "style", "coco"), ignore_exif=args.ignore_exif,

@@ -24,12 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--format", choices=["onnx"], default="onnx", help="of the files (onnx)")
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH",
-                        help="any model that load_sam reads (default: checkpoints/bigltl_mini.safetensors)")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="PATH",
+        help="any model that load_sam reads (default: checkpoints/bigltl_mini.safetensors)",
+    )  # fmt: skip
     parser.add_argument("--keep-ratio", type=float, default=1.0, metavar="R",
                         help="share of the tokens on the big path, in (0, 1]; fixed in the file (1.0)")  # fmt: skip
-    parser.add_argument("--batch", type=int, metavar="B",
-                        help="images that the encoder takes at once, fixed in the file (default: any number)")  # fmt: skip
+    parser.add_argument(
+        "--batch", type=int, metavar="B",
+        help="images that the encoder takes at once, fixed in the file (default: any number)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR",
                         help="folder for encoder.onnx and decoder.onnx")  # fmt: skip
 

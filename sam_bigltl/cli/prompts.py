@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from ..errors import InputError, in_one_line
-from ..predict.segment import (
-    Prompt,
-)
+from ..predict.segment import Prompt
 
 
 def parse_prompts(boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:
@@ -26,7 +24,8 @@ def parse_prompts(boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:
             raise InputError(f"--box {text!r} is not a box: write X0,Y0,X1,Y1, as in --box 10,20,200,180")
         if values[2] <= values[0] or values[3] <= values[1]:
             raise InputError(f"--box {text} has no area: give the top left corner, then the bottom right one")
-        parsed_boxes.append(tuple(values))
+        x0, y0, x1, y1 = values
+        parsed_boxes.append((x0, y0, x1, y1))
     coords, labels = [], []
     for text in points:
         values = _numbers(text)
@@ -49,7 +48,7 @@ def parse_keep_ratio(text: str) -> float | tuple[float, ...] | str:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def name_and_exit(wrong: dict[str, Iterable[InputError]]) -> NoReturn:
+def name_and_exit(wrong: Mapping[str, Iterable[InputError]]) -> NoReturn:
     """Name what could not be done, under a line on each kind of it, and end the process with code 1."""
     for line, errors in wrong.items():
         print(f"{line}:", file=sys.stderr)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
                       f" {segment.predicted_iou:>13.3f} {value:>12.3f}")  # fmt: skip
             pictures.append(draw_segments(photo.image, segments))
             captions.append(f"keep_ratio {ratio:g}: {milliseconds[ratio]:.0f} ms")
+        assert predictor.route is not None  # the encoder is not dense
         pictures.append(routing_picture(photo.image, predictor.route))
         captions.append(f"big tokens at {RATIOS[-1]:g} (dark: LITTLE only)")
         path = Path(args.out) / f"quickstart_{photo.name}.png"

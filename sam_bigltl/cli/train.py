@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         note = "" if required or name == "crop" else f" ({default:g})"
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, required=required, help=text + note,
-            **({} if required else {"default": default}),
+            default=None if required else default,
         )  # fmt: skip
     parser.add_argument(
         "--keep-ratios", type=float, nargs="+", default=[1.0], metavar="R", help="drawn one a step (1.0)"
@@ -117,8 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sharpen-positions", action="store_true",
-        help="multiply a quarter of the frequencies of SAM's position encoding by 3 and another by 7 before training, so "
-        "that a small model tells neighbouring tokens apart; once, at the start of a model's training",
+        help="multiply a quarter of the frequencies of SAM's position encoding by 3 and another by 7 before training, "
+        "so that a small model tells neighbouring tokens apart; once, at the start of a model's training",
     )  # fmt: skip
     parser.add_argument("--freeze-decoder", action="store_true", help="train the image encoder only")
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(adamw)")

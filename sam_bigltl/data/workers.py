@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -46,7 +46,7 @@ def load(
     ahead: int,
     batch_size: int | None = None,
     collate: Callable[[Any], Any] | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """The dataset's items, made by `workers` processes, `ahead` each in advance; 0 makes them in turn.
 
     Close it where it may not be gone through to its end. The processes end then, or with this one at the latest.

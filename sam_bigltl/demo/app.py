@@ -14,7 +14,6 @@ import gradio as gr
 import numpy as np
 
 from ..errors import InputError
-from ..modeling.trunk import KeepRatio
 from .canvas import make_canvas, make_hand_over
 from .engine import Engine, Stopped
 from .photos import MOST_BYTES, make_photo, open_photo
@@ -46,15 +45,15 @@ THEME = gr.themes.Default(
 _serials = itertools.count(1)
 
 
-def build_app(engine: Engine, keep_ratio: KeepRatio, examples: dict[str, np.ndarray], longest: int) -> gr.Blocks:
+def build_app(engine: Engine, keep_ratio: float | str, examples: dict[str, np.ndarray], longest: int) -> gr.Blocks:
     """The page.
 
     Args:
-        keep_ratio: that it starts with.
+        keep_ratio: that it starts with, or "auto".
         examples: photographs (H, W, 3) by name.
         longest: pixels of a photograph's long side, beyond which it is made smaller.
     """
-    tuned = dict(queue=True, show_progress="hidden", api_visibility="private")
+    tuned: dict[str, Any] = dict(queue=True, show_progress="hidden", api_visibility="private")
     often = tuned | dict(concurrency_limit=4, concurrency_id="clicks", trigger_mode="multiple")
     seldom = tuned | dict(concurrency_limit=1, concurrency_id="encoder")
     with gr.Blocks(title="sam_bigltl", analytics_enabled=False, delete_cache=(3600, 3600)) as app:
@@ -67,8 +66,9 @@ def build_app(engine: Engine, keep_ratio: KeepRatio, examples: dict[str, np.ndar
                 auto = keep_ratio == "auto"
                 with gr.Group():
                     ratio = gr.Slider(
-                        0.05, 1.0, 0.5 if auto else keep_ratio, step=0.05, label="keep_ratio",
-                        info="share of the tokens that the big blocks compute", interactive=engine.routed, elem_id="ratio",
+                        0.05, 1.0, 0.5 if isinstance(keep_ratio, str) else keep_ratio, step=0.05, label="keep_ratio",
+                        info="share of the tokens that the big blocks compute", interactive=engine.routed,
+                        elem_id="ratio",
                     )  # fmt: skip
                     automatic = gr.Checkbox(
                         auto, label="auto: as many as the image needs", interactive=engine.routed, elem_id="auto"
@@ -191,7 +191,8 @@ def _in_background(own: Session, options: dict[str, float]) -> Iterator[tuple[fl
     if own.photo is None or own.encoded is None:
         gr.Warning("there is no photograph yet: drop one on the page, or choose an example")
         return
-    photo, encoded, news = own.photo, own.encoded, queue.Queue()
+    photo, encoded = own.photo, own.encoded
+    news: queue.Queue[Any] = queue.Queue()
     own.stop = stop = threading.Event()  # of this run alone
 
     def work() -> None:
@@ -199,7 +200,7 @@ def _in_background(own: Session, options: dict[str, float]) -> Iterator[tuple[fl
             news.put(own.engine.everything(photo.image, encoded, options, news.put, stop))
         except Stopped:
             news.put("stopped")
-        except Exception as error:  # noqa: BLE001 - it is raised where the page waits
+        except Exception as error:  # it is raised where the page waits
             news.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -219,4 +220,5 @@ def _in_background(own: Session, options: dict[str, float]) -> Iterator[tuple[fl
 
 
 def _bar(share: float) -> str:
-    return f'<div id="bar" role="progressbar" aria-valuenow="{share:.2f}"><div style="width: {100 * share:.0f}%"></div></div>'
+    inner = f'<div style="width: {100 * share:.0f}%"></div>'
+    return f'<div id="bar" role="progressbar" aria-valuenow="{share:.2f}">{inner}</div>'

@@ -1,4 +1,7 @@
-"""The page's own component: the photograph with everything on it. Its parts are canvas.html, canvas.css and canvas.js."""
+"""The page's own component: the photograph with everything on it.
+
+Its parts are canvas.html, canvas.css and canvas.js.
+"""
 
 from __future__ import annotations
 

@@ -61,11 +61,12 @@ def coco_json(photo: Photo, items: Sequence[tuple[Item, np.ndarray, float]], reg
 def python_code(photo: Photo, item: Item, masks: Masks, keep_ratio: KeepRatio, engine: Engine) -> str:
     """The same mask from Python."""
     height, width = photo.image.shape[:2]
+    moved = f".to({str(engine.device)!r})" if engine.device.type != "cpu" else ""
     lines = ["import numpy as np"] + ["import cv2"] * photo.was_reduced + [
         "from sam_bigltl import SamPredictor, load_sam",
         "from sam_bigltl.images import read_image",
         "",
-        f"sam = load_sam({str(engine.checkpoint.resolve())!r})" + (f".to({str(engine.device)!r})" if engine.device.type != "cpu" else ""),
+        f"sam = load_sam({str(engine.checkpoint.resolve())!r})" + moved,
     ]  # fmt: skip
     if engine.dtype != "float32":
         lines.append(f"sam.image_encoder.optimize({engine.dtype!r}{', native=True' * engine.native})")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,11 +110,12 @@ class Engine:
         """What `SamPredictor.predict` answers to `prompt`."""
         predictor = SamPredictor(self.sam)
         predictor.set_embedding(encoded.embedding)
-        milliseconds, (masks, ious, _) = timed(lambda: predictor.predict(**prompt.arguments()), self.device)
+        arguments: dict[str, Any] = {**prompt.arguments()}
+        milliseconds, (masks, ious, _) = timed(lambda: predictor.predict(**arguments), self.device)
         return Masks(masks, ious, milliseconds)
 
     def gmacs(self, route: Route | None) -> float:
-        """Billions of multiply-accumulates of a pass of the encoder with as many big tokens as in `route` (None: dense)."""
+        """Billions of multiply-accumulates of a pass with as many big tokens as in `route` (None: dense)."""
         encoder = self._countable
         ratio: KeepRatio = 1.0
         if self.routed and route is not None:
@@ -152,15 +154,15 @@ class _Everything(SamAutomaticMaskGenerator):
     """The generator on an embedding that is there already, telling how far it is."""
 
     def __init__(
-        self, sam: Sam, embedding: Embedding, report: Callable[[float], None], stop: threading.Event, **options
-    ):  # noqa: ANN003
+        self, sam: Sam, embedding: Embedding, report: Callable[[float], None], stop: threading.Event, **options: Any
+    ) -> None:
         super().__init__(sam, points_per_batch=16, output_mode="coco_rle", **options)
         transform = self.predictor.transform
         self.predictor = _Ready(sam)
         self.predictor.given, self.predictor.transform = embedding, transform
         self._report, self._stop, self._done = report, stop, 0
 
-    def _process_batch(self, points: np.ndarray, *sizes) -> MaskData:  # noqa: ANN002
+    def _process_batch(self, points: np.ndarray, *sizes: Any) -> MaskData:
         if self._stop.is_set():
             raise Stopped
         found = super()._process_batch(points, *sizes)
@@ -174,5 +176,7 @@ class _Ready(SamPredictor):
 
     given: Embedding
 
-    def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
+    def set_image(
+        self, image: np.ndarray, image_format: str = "RGB", *, boxes: Sequence[Sequence[float]] | None = None
+    ) -> None:
         self.set_embedding(self.given)

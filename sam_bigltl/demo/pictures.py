@@ -36,11 +36,15 @@ def regions_url(labels: np.ndarray, colours: np.ndarray) -> str:
 
 
 def stage_pictures(route: Route | None) -> list[dict[str, object]]:
-    """For every selection of `route`: "layers" in words, "share" of tokens that were big, "tokens" (mask of those that stayed
-    little) and "heat" (importance; None where no router ran) as pictures of one pixel a token.
+    """For every selection of `route`: "layers", "share", "tokens" and "heat".
+
+    Its layers in words, the share of tokens that were big, a mask of those that stayed little, and their importance
+    (None where no router ran); the last two are pictures of one pixel a token.
     """
-    stages = []
-    for group in route.groups if route is not None else ():
+    if route is None:
+        return []
+    stages: list[dict[str, object]] = []
+    for group in route.groups:
         grid = np.ones(route.grid[0] * route.grid[1], bool)
         chosen = group.indices[0]
         grid[chosen[chosen >= 0].cpu().numpy()] = False

@@ -28,7 +28,7 @@ class Item:
 
     name: str
     colour: int
-    prompt: Prompt = Prompt()
+    prompt: Prompt = field(default_factory=Prompt)
     choice: int | None = None
 
     @property
@@ -39,7 +39,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects and which of them the next click is for. Every method returns another scene. There is always an object."""
+    """Objects and which of them the next click is for.
+
+    Every method returns another scene. There is always an object.
+    """
 
     items: tuple[Item, ...] = (Item("object 1", 0),)
     active: int = 0

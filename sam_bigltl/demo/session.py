@@ -99,11 +99,12 @@ class Session:
     def tokens(self) -> dict[str, Any]:
         """What the encoder spent on the photograph, and on which tokens."""
         encoded, engine = self.encoded, self.engine
+        assert encoded is not None
         route = encoded.route
         return {
-            "serial": self._next(), "stages": stage_pictures(route) if engine.routed else [], "ms": round(encoded.milliseconds, 1),
-            "gmacs": round(engine.gmacs(route), 2), "dense_gmacs": round(engine.gmacs(None), 2),
-            "keep_ratio": encoded.keep_ratio,
+            "serial": self._next(), "stages": stage_pictures(route) if engine.routed else [],
+            "ms": round(encoded.milliseconds, 1), "gmacs": round(engine.gmacs(route), 2),
+            "dense_gmacs": round(engine.gmacs(None), 2), "keep_ratio": encoded.keep_ratio,
         }  # fmt: skip
 
     def dense(self) -> dict[str, Any]:
@@ -171,6 +172,7 @@ class Session:
 
     def _decoded(self, prompt: Prompt, encoded: Encoded | None = None) -> tuple[Masks, list[str]]:
         encoded = encoded or self.encoded
+        assert encoded is not None
         key = (encoded.keep_ratio, prompt)
         if key not in self._masks:
             masks = self.engine.masks(encoded, prompt)

@@ -83,7 +83,8 @@ def compare(first: str | Path, second: str | Path, samples: int = 10000, seed: i
     image_names = {name: index for index, name in enumerate(dict.fromkeys(image for image, _ in numbers))}
     images = np.array([image_names[image] for image, _ in numbers])
 
-    rows, differences, counts = [], [], []
+    rows: list[dict[str, Any]] = []
+    differences, counts = [], []
     for setting_a, setting_b in pairs:
         iou_a, iou_b = (_ious(side.measured[s], len(areas)) for side, s in ((a, setting_a), (b, setting_b)))
         in_a, in_b = ~np.isnan(iou_a), ~np.isnan(iou_b)
@@ -205,9 +206,9 @@ def _read_instances(stream: Any, table: Path, evaluation: _Evaluation, numbers: 
         instances, ious = evaluation.measured.setdefault(setting, (array("q"), array("d")))
         instances.append(number)
         ious.append(values[1])
-    for (prompt, clicks, ratio), (instances, _) in evaluation.measured.items():
+    for setting, (instances, _) in evaluation.measured.items():
         if len(set(instances)) < len(instances):
-            where = f"prompt {prompt}, clicks {clicks}, keep ratio {ratio}"
+            where = "prompt {}, clicks {}, keep ratio {}".format(*setting)
             raise InputError(f"{table} has an instance twice at {where}; annotation ids must be unique in an image")
 
 
@@ -236,10 +237,10 @@ def _common_areas(
 ) -> np.ndarray:
     """Every instance's area; an instance whose two areas differ comes from two different sets of annotations."""
     for (image, annotation), number in numbers.items():
-        areas = a.areas.get(number), b.areas.get(number)
-        if None not in areas and not math.isclose(*areas, rel_tol=1e-6):
+        left, right = a.areas.get(number), b.areas.get(number)
+        if left is not None and right is not None and not math.isclose(left, right, rel_tol=1e-6):
             raise InputError(
-                f"annotation {annotation} of image {image} has area {areas[0]:g} in {first} and {areas[1]:g} in "
+                f"annotation {annotation} of image {image} has area {left:g} in {first} and {right:g} in "
                 f"{second}; evaluate both on the same annotations"
             )
     return np.array([a.areas.get(number, b.areas.get(number)) for number in range(len(numbers))])

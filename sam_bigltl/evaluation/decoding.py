@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..modeling.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
 from ..predict.prompt_checks import at_once
@@ -23,6 +24,26 @@ class Predictor(Protocol):
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None: ...
 
     def predict(self, **prompt: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
+class RoutedPredictor(Predictor, Protocol):
+    """This project's: with a `keep_ratio`, and an encoder that can be told the boxes."""
+
+    model: Sam
+
+    def set_image(
+        self, image: np.ndarray, image_format: str = "RGB", *, boxes: Sequence[np.ndarray] | None = None
+    ) -> None: ...
+
+
+class SamPredictor(Predictor, Protocol):
+    """What `BatchDecoder` reads besides: `segment_anything`'s names."""
+
+    model: Sam
+    transform: ResizeLongestSide
+    features: torch.Tensor
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,9 +70,12 @@ class Prediction:
 
 
 def decoder_for(predictor: Predictor, batch_size: int) -> PromptLoop:
-    """Batches for `segment_anything`'s Sams, whatever their encoder; one `predict` a prompt for others, or at size 0."""
+    """Batches for `segment_anything`'s Sams, whatever their encoder.
+
+    One `predict` a prompt for others, or at size 0.
+    """
     if batch_size and isinstance(getattr(predictor, "model", None), Sam) and hasattr(predictor, "features"):
-        return BatchDecoder(predictor, batch_size)
+        return BatchDecoder(cast(SamPredictor, predictor), batch_size)
     return PromptLoop(predictor)
 
 
@@ -79,8 +103,9 @@ class PromptLoop:
         return Prediction(masks[which].astype(bool), float(scores[which]), logits[which])
 
 
-def _choose(mask_select: str, scores: np.ndarray, masks: Sequence[np.ndarray], target: np.ndarray | None) -> int:
+def _choose(mask_select: str, scores: np.ndarray, masks: np.ndarray, target: np.ndarray | None) -> int:
     if mask_select == "oracle":
+        assert target is not None
         return int(np.argmax([mask_iou(mask.astype(bool), target) for mask in masks]))
     return int(np.argmax(scores))
 
@@ -101,14 +126,16 @@ class BatchDecoder(PromptLoop):
         batch_size: prompts at once.
     """
 
-    def __init__(self, predictor: Any, batch_size: int) -> None:
+    predictor: SamPredictor
+
+    def __init__(self, predictor: SamPredictor, batch_size: int) -> None:
         super().__init__(predictor)
-        self.sam: Sam = predictor.model
+        self.sam = predictor.model
         self.batch_size = batch_size
 
     def run(self, prompts: Sequence[Prompt], mask_select: str) -> list[Prediction]:
         """Predictions in the order of `prompts`; `mask_select` as in `protocols.Protocol`."""
-        found: list[Prediction | None] = [None] * len(prompts)
+        found: dict[int, Prediction] = {}
         by_shape = defaultdict(list)  # a batch needs equally many tokens, and mask inputs for all or none
         for index, prompt in enumerate(prompts):
             tokens = 0 if prompt.coords is None else len(prompt.coords)
@@ -119,7 +146,7 @@ class BatchDecoder(PromptLoop):
                 predictions = self._batch([prompts[index] for index in part], mask_select)
                 for index, prediction in zip(part, predictions, strict=True):
                     found[index] = prediction
-        return found
+        return [found[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
     def _batch(self, prompts: list[Prompt], mask_select: str) -> list[Prediction]:
@@ -130,7 +157,9 @@ class BatchDecoder(PromptLoop):
         features = predictor.features[:1].to(weight.dtype)
         position, dense, outputs = self._position, None, partial(_outputs, mask_select)
         if prompts[0].logits is not None:  # each mask input makes an image of its own
-            inputs = torch.from_numpy(np.stack([prompt.logits for prompt in prompts]))[:, None]
+            inputs = torch.from_numpy(np.stack([prompt.logits for prompt in prompts if prompt.logits is not None]))[
+                :, None
+            ]
             dense = sam.prompt_encoder.mask_downscaling(inputs.to(features.device, weight.dtype))
             features, position = (x.expand(len(prompts), -1, -1, -1) for x in (features, position))
             sparse = sparse.transpose(0, 1)
@@ -141,9 +170,9 @@ class BatchDecoder(PromptLoop):
         chosen = np.zeros(len(prompts), dtype=np.int64)
         if mask_select == "oracle":
             chosen[:] = [_choose("oracle", s, m, p.target) for s, m, p in zip(scores, masks, prompts, strict=True)]
-        scores, logits = scores.cpu().numpy(), logits.cpu().numpy()
+        ious, planes = scores.cpu().numpy(), logits.cpu().numpy()
         return [
-            Prediction(masks[row, which], float(scores[row, which]), logits[row, which])
+            Prediction(masks[row, which], float(ious[row, which]), planes[row, which])
             for row, which in enumerate(chosen)
         ]
 
@@ -157,8 +186,10 @@ class BatchDecoder(PromptLoop):
         predictor = self.predictor
         coords, labels = [], []
         for prompt in prompts:
-            xy, kind = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+            xy: np.ndarray = np.zeros((0, 2), np.float32)
+            kind: np.ndarray = np.zeros(0, np.int64)
             if prompt.coords is not None:
+                assert prompt.labels is not None
                 xy, kind = prompt.coords, prompt.labels
             if prompt.box is not None:
                 xy = np.concatenate([xy, np.reshape(prompt.box, (2, 2))])

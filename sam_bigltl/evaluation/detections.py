@@ -55,17 +55,17 @@ def load_detections(path: str | Path, images: Sequence[CocoImage]) -> tuple[dict
     known = {str(image.id): image.id for image in images}
     unknown = 0
     for index, entry in enumerate(entries):
-        _check_entry(entry, where := f"{path}: detection {index}")
+        image_key, category_id = _ids(entry, where := f"{path}: detection {index}")
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise InputError(f"{where} has no 'bbox' of four finite numbers [x, y, width, height]; fix or remove it")
         if box[2] <= 0 or box[3] <= 0:
             raise InputError(f"{where} has an empty 'bbox' {box} (x, y, width, height); fix or remove it")
-        image_id = known.get(id_key(entry["image_id"]))
+        image_id = known.get(str(image_key))
         if image_id is None:
             unknown += 1
         else:
-            found[image_id].append(Detection(image_id, as_id(entry["category_id"]), tuple(box), entry["score"]))
+            found[image_id].append(Detection(image_id, category_id, tuple(box), entry["score"]))
     if not entries:
         raise InputError(f"{path} holds no detection; give the detector's results")
     if unknown == len(entries):
@@ -163,11 +163,11 @@ class Truth:
             raise ValueError(f"none of the image_ids is in {path}")
         entries = _categories(content, path, lvis)
         self.category_number = {id_key(entry["id"]): number for number, entry in enumerate(entries, 1)}
-        self.categories = [
+        self.categories: list[dict[str, Any]] = [
             {"id": number, "frequency": entry.get("frequency")} for number, entry in enumerate(entries, 1)
         ]
         self.image_number = {str(image.id): number for number, image in enumerate(chosen, 1)}
-        self.images = [
+        self.images: list[dict[str, Any]] = [
             {"id": number, "height": image.size[0], "width": image.size[1]} for number, image in enumerate(chosen, 1)
         ]
         if lvis:
@@ -245,16 +245,16 @@ def _categories(content: dict[str, Any], path: str | Path, lvis: bool) -> list[d
 
 def _federation(entries: list[dict[str, Any]], path: str | Path) -> dict[str, dict[str, list[int | str]]]:
     """LVIS's two lists of categories of every image, by `id_key`."""
-    lists = {}
+    lists: dict[str, dict[str, list[int | str]]] = {}
     for entry in entries:
-        own = lists[id_key(entry["id"])] = {
-            key: entry.get(key) for key in ("neg_category_ids", "not_exhaustive_category_ids")
-        }
-        for key, ids in own.items():
+        own = lists[str(as_id(entry["id"]))] = {}
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = entry.get(key)
             if not isinstance(ids, list) or not all(map(is_id, ids)):
                 raise InputError(
                     f"{path}: image {entry['id']} has no list {key!r}, which LVIS's AP needs; give an LVIS file"
                 )
+            own[key] = ids
     return lists
 
 
@@ -266,8 +266,8 @@ def _read_results(path: str | Path, truth: Truth) -> list[dict[str, Any]]:
     found, known = [], 0
     entries = _read_list(path)
     for index, entry in enumerate(entries):
-        _check_entry(entry, where := f"{path}: result {index}")
-        image, rle = truth.by_key.get(id_key(entry["image_id"])), entry.get("segmentation")
+        image_id, category_id = _ids(entry, where := f"{path}: result {index}")
+        image, rle = truth.by_key.get(str(image_id)), entry.get("segmentation")
         if image is None:
             raise InputError(
                 f"{where} is of image {entry['image_id']!r}, which the annotations lack; give the file it was made with"
@@ -275,7 +275,7 @@ def _read_results(path: str | Path, truth: Truth) -> list[dict[str, Any]]:
         if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str):
             raise InputError(f"{where} has no compressed RLE as its 'segmentation'; write the masks anew")
         rle = check_rle(rle, image.size, where, image.id)
-        category = truth.category_number.get(id_key(entry["category_id"]), 0)
+        category = truth.category_number.get(str(category_id), 0)
         known += category > 0
         number = truth.image_number.get(str(image.id))
         if number is not None:
@@ -320,7 +320,7 @@ def _precision(truth: Truth, found: list[dict[str, Any]]) -> np.ndarray:
 
 
 def _grouped(entries: list[dict[str, Any]], key: str) -> dict[int, list[dict[str, Any]]]:
-    groups = defaultdict(list)
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for entry in entries:
         groups[entry[key]].append(entry)
     return groups
@@ -334,12 +334,16 @@ def _read_list(path: str | Path) -> list[Any]:
     return entries
 
 
-def _check_entry(entry: Any, where: str) -> None:
-    """Raise InputError, beginning with `where`, unless it is a dict with usable ids and score."""
+def _ids(entry: Any, where: str) -> tuple[int | str, int | str]:
+    """The image's and the category's id of a dict with usable ids and score; else raises InputError, with `where`."""
     if not isinstance(entry, dict):
         raise InputError(f"{where} is not an object with 'image_id', 'category_id', 'bbox' and 'score'; fix the file")
+    ids = []
     for key in ("image_id", "category_id"):
-        if not is_id(entry.get(key)):
+        found = as_id(entry.get(key))
+        if found is None:
             raise InputError(f"{where} has no integer or string {key!r}; fix or remove it")
+        ids.append(found)
     if not is_number(entry.get("score")):
         raise InputError(f"{where} has no finite number 'score'; fix or remove it")
+    return ids[0], ids[1]

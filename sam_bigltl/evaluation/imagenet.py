@@ -30,14 +30,17 @@ from ..fast.precision import check_precision
 from ..modeling.trunk import Trunk
 
 COLUMNS = (
-    "model", "keep_ratio", "top1", "top5", "images", "unreadable", "images_per_s", "gmacs", "dtype", "batch_size", "image_size", "device",
-    "torch", "threads",
+    "model", "keep_ratio", "top1", "top5", "images", "unreadable", "images_per_s", "gmacs", "dtype", "batch_size",
+    "image_size", "device", "torch", "threads",
 )  # fmt: skip
 
 EXAMPLES = """examples:
-  python eval/imagenet_top1.py --data-dir imagenet/val --checkpoint runs/small/model.safetensors --keep-ratio 1 0.5 0.25 --output results
-  python eval/imagenet_top1.py --dataset torch/cifar10 --data-dir data --model bigltl_tiny_patch16_224 --checkpoint x.safetensors --output r
-  python eval/imagenet_top1.py --data-dir imagenet/val --backbone checkpoints/bigltl_mini.safetensors --checkpoint probe.safetensors --output r
+  python eval/imagenet_top1.py --data-dir imagenet/val --checkpoint runs/small/model.safetensors \\
+      --keep-ratio 1 0.5 0.25 --output results
+  python eval/imagenet_top1.py --dataset torch/cifar10 --data-dir data --model bigltl_tiny_patch16_224 \\
+      --checkpoint x.safetensors --output r
+  python eval/imagenet_top1.py --data-dir imagenet/val --backbone checkpoints/bigltl_mini.safetensors \\
+      --checkpoint probe.safetensors --output r
 """
 
 
@@ -45,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `eval/imagenet_top1.py`."""
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="a folder with one folder a class, or "
-                        "the root of --dataset")  # fmt: skip
+    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR",
+                        help="a folder with one folder a class, or the root of --dataset")  # fmt: skip
     parser.add_argument("--dataset", default="", metavar="NAME", help="of timm's create_dataset, such as torch/cifar10")
     parser.add_argument("--split", default="validation", help="(validation)")
     add_model_arguments(parser)
@@ -57,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that read images (1)")
     parser.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spaced")
     parser.add_argument("--device", help="cpu, cuda, cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for results; an interrupted run "
-                        "in it goes on")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR",
+                        help="folder for results; an interrupted run in it goes on")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="forget what --output holds")
 
 
@@ -104,10 +107,9 @@ def run(args: argparse.Namespace) -> None:
     device = parse_device(args.device)
     check_precision(args.dtype, device)
     dataset = open_dataset(args.dataset, args.data_dir, args.split)
+    dataset_indices: Sequence[int] = range(len(dataset))
     if args.limit is not None and args.limit < len(dataset):
         dataset_indices = torch.linspace(0, len(dataset) - 1, args.limit).round().int().tolist()
-    else:
-        dataset_indices = range(len(dataset))
     classes = args.num_classes or dataset.classes or 1000
     model = open_classifier(args.model, classes, args.model_kwargs, args.checkpoint, args.backbone).to(device)
     transform = inference_transform(model)
@@ -153,9 +155,10 @@ def run(args: argparse.Namespace) -> None:
     environment = {"device": device_name(device), "torch": torch.__version__, "threads": torch.get_num_threads()}
     results = [
         {
-            "model": name, "keep_ratio": ratio, "top1": 100 * first / count, "top5": 100 * five / count, "images": count,
-            "unreadable": len(unreadable.reasons), "images_per_s": count / seconds, "gmacs": gmacs[ratio], "dtype": settings["dtype"],
-            "batch_size": args.batch_size, "image_size": size[-1], **environment,
+            "model": name, "keep_ratio": ratio, "top1": 100 * first / count, "top5": 100 * five / count,
+            "images": count, "unreadable": len(unreadable.reasons), "images_per_s": count / seconds,
+            "gmacs": gmacs[ratio], "dtype": settings["dtype"], "batch_size": args.batch_size, "image_size": size[-1],
+            **environment,
         }
         for ratio, (count, first, five, seconds) in zip(ratios, totals, strict=True)
     ]  # fmt: skip
@@ -195,7 +198,7 @@ class Journal:
         except (ValueError, RecursionError):
             stored, batches = None, []
         damaged = not isinstance(stored, dict) or not all(map(_is_batch, batches))
-        if damaged or stored == settings and any(len(each["rows"]) != len(settings["ratios"]) for each in batches):
+        if damaged or (stored == settings and any(len(each["rows"]) != len(settings["ratios"]) for each in batches)):
             raise InputError(f"{self.path} is damaged, or of another version: give --restart or another --output")
         if stored != settings:
             other = next((key for key in settings if stored.get(key) != settings[key]), "settings")
@@ -228,7 +231,10 @@ class Journal:
 
 
 def _is_batch(batch: Any) -> bool:
-    """Whether it is what `add` writes: for each ratio images, right at once, right among five, seconds; and the unreadable."""
+    """Whether it is what `add` writes.
+
+    That is for each ratio images, right at once, right among five, seconds; and the unreadable.
+    """
     if not isinstance(batch, dict) or batch.keys() != {"rows", "unreadable"}:
         return False
     rows, unreadable = batch["rows"], batch["unreadable"]

@@ -63,8 +63,8 @@ class Journal:
                 stored = stored if isinstance(stored, dict) else {}
                 changed = sorted(key for key in self.settings | stored if self.settings.get(key) != stored.get(key))
                 raise InputError(
-                    f"{folder} holds an evaluation with other settings ({', '.join(changed)}): use another --output, or "
-                    "--restart to throw it away"
+                    f"{folder} holds an evaluation with other settings ({', '.join(changed)}): "
+                    "use another --output, or --restart to throw it away"
                 )
         if not self.path.exists() or not self.path.stat().st_size:
             self._append({"settings": self.settings})
@@ -74,7 +74,7 @@ class Journal:
 
     def records(self) -> dict[int | str, ImageRecord]:
         """Every image on record, from all files; by image id."""
-        found = {}
+        found: dict[int | str, ImageRecord] = {}
         for path in self._paths():
             for line in _lines(path):
                 if "settings" in line:

@@ -18,7 +18,7 @@ def box_xyxy(bbox: Sequence[float]) -> np.ndarray:
 
 
 def tight_box(mask: np.ndarray) -> np.ndarray:
-    """Box around the pixels of a boolean (H, W) mask that has some, (4,) integers x0, y0, x1, y1; x1, y1 are outside."""
+    """Box around the pixels of a boolean (H, W) mask that has some: (4,) integers x0, y0, x1, y1; x1, y1 outside."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
@@ -123,17 +123,20 @@ class CentreRandomClicker(_Clicks):
         """Add a click; `logits` (h, w) are those of the prediction, over the whole frame. Returns as `Clicker`."""
         if self.centre and not self.coords:
             distance = _distance_to_border(self.frame)
-            y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-            return self._add(*(self.to_image * (x, y)), 1)
+            row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+            x, y = (self.to_image * (column, row)).tolist()
+            return self._add(x, y, 1)
+        assert logits is not None
         wanted, share = self._at(logits.shape)
         # The published code finds no missed pixel where the photograph covers a pixel of the logits in part only.
         wrong = np.flatnonzero(((logits > 0) != wanted) & (share >= np.where(wanted, 1, 1e-6)))
         if len(wrong) < self.MIN_ERRORS:
             return self.all()
         place = int(wrong[self.rng.integers(len(wrong))])
-        y, x = divmod(place, logits.shape[1])
-        xy = np.array([x * self.side / logits.shape[1], y * self.side / logits.shape[0]])
-        return self._add(*(self.to_image * xy), int(wanted.flat[place]))
+        down, right = divmod(place, logits.shape[1])
+        xy = np.array([right * self.side / logits.shape[1], down * self.side / logits.shape[0]])
+        x, y = (self.to_image * xy).tolist()
+        return self._add(x, y, int(wanted.flat[place]))
 
     def _at(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Where the target is (boolean) and the photograph's share of each pixel, at the resolution of the logits."""

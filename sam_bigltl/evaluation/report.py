@@ -285,7 +285,7 @@ def _distributions(
     if len(x) <= SCATTER:
         right.scatter(x, y, s=9, alpha=0.5, linewidths=0, color=LINES[0], clip_on=False)
     else:
-        counts, edges, _ = np.histogram2d(x, y, 60, ((0, 100), (0, top)))
+        counts, _, _ = np.histogram2d(x, y, 60, ((0, 100), (0, top)))
         picture = np.ma.masked_equal(counts.T, 0)
         squares = right.imshow(
             picture, norm="log", cmap="Blues", vmin=0.5, origin="lower", extent=(0, 100, 0, top), aspect="auto"

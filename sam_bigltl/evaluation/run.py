@@ -27,7 +27,10 @@ from .shards import Shard
 
 @dataclass(frozen=True)
 class Job:
-    """Files and settings of one evaluation; `evaluation.cli` says what each is. `style` is "coco" or "lvis" (for AP)."""
+    """Files and settings of one evaluation; `sam_bigltl.cli.evaluate` says what each is.
+
+    `style` is "coco" or "lvis" (for AP). At least one of `checkpoint` and `model` is given.
+    """
 
     annotations: Path
     images: Path
@@ -71,6 +74,7 @@ def run_job(job: Job) -> None:
     if job.model:
         predictor = predictor_of_callable(job.model, job.checkpoint, job.device)
     else:
+        assert job.checkpoint is not None
         predictor = predictor_of_checkpoint(job.checkpoint, job.device, job.precision, job.native)
     check_keep_ratios(predictor, job.plan.keep_ratios)
 
@@ -160,8 +164,8 @@ def _finish(
         write_report(job.output / "report.html", settings, summary, results, found.images, job.images)
     if unread:
         raise InputError(
-            f"{len(unread)} of {len(records)} images could not be read, the results are those of the others; the first: "
-            f"{unread[0].error}"
+            f"{len(unread)} of {len(records)} images could not be read, the results are those of the others; "
+            f"the first: {unread[0].error}"
         )
 
 
@@ -180,7 +184,7 @@ def _settings(job: Job) -> dict[str, Any]:
     return {
         "annotations": job.annotations.name,
         "annotations_sha256": sha256(job.annotations),
-        "model": job.model or Path(job.checkpoint).name,
+        "model": job.model or Path(job.checkpoint or "").name,
         "checkpoint_sha256": None if job.checkpoint is None else sha256(Path(job.checkpoint)),
         "detections_sha256": None if job.detections is None else sha256(job.detections),
         "keep_ratio": list(plan.keep_ratios),
@@ -209,16 +213,18 @@ def _circumstances(job: Job, shard: Shard) -> dict[str, Any]:
 
 def _write_detections(job: Job, records: Sequence[ImageRecord], found: _Found) -> list[dict[str, Any]]:
     """A results JSON for each keep_ratio, and its AP."""
+    detections, truth = found.detections, found.truth
+    assert detections is not None and truth is not None
     sizes = {image.id: image.size for image in found.images}
     rows = []
     for ratio in job.plan.keep_ratios:
         masks = [
-            (found.detections[record.image_id][index], sizes[record.image_id], counts)
+            (detections[record.image_id][index], sizes[record.image_id], counts)
             for record in records for own_ratio, index, _, counts in record.detections if own_ratio == ratio
         ]  # fmt: skip
         path = job.output / f"segmentations_keep_{ratio}.json"
         write_results(path, masks)
-        rows.append({"keep_ratio": ratio, "detections": len(masks), **found.truth.average_precision(path)})
+        rows.append({"keep_ratio": ratio, "detections": len(masks), **truth.average_precision(path)})
     return rows
 
 

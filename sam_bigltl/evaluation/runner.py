@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data.coco import Annotation, CocoImage, read_photo
 from ..errors import InputError
 from ..fast.devices import synchronize
-from .decoding import Prediction, Predictor, Prompt, PromptLoop, decoder_for
+from .decoding import Prediction, Predictor, Prompt, PromptLoop, RoutedPredictor, decoder_for
 from .detections import Detection
 from .journal import ImageRecord
 from .metrics import mask_iou, summarize
@@ -86,6 +86,12 @@ class _Instance:
     clicker: Any
     prediction: Prediction | None = None
     points: int = 0  # of the prompt that gave the prediction
+
+    @property
+    def predicted(self) -> Prediction:
+        """The prediction, once there is one."""
+        assert self.prediction is not None
+        return self.prediction
 
 
 @dataclass
@@ -156,10 +162,12 @@ def summary_rows(records: Sequence[ImageRecord], plan: Plan) -> list[dict[str, A
 
     Returns:
         Dicts with keep_ratio, prompt, clicks (0 for a box alone); all, small, medium, large (mIoU in percent, None
-        where a split is empty); instances, images; seconds (encoder and decoder time of this row alone: every row counts
-        its own encoding, and a row of k clicks the first k predictions); encoder_ms (median of the images, all encodings of each).
+        where a split is empty); instances, images; seconds (encoder and decoder time of this row alone: every row
+        counts its own encoding, and a row of k clicks the first k predictions); encoder_ms (median of the images, all
+        encodings of each).
     """
-    ious, areas, seconds = defaultdict(list), defaultdict(list), defaultdict(float)
+    ious, areas = defaultdict(list), defaultdict(list)
+    seconds: dict[str, float] = defaultdict(float)
     encode: dict[Any, list[float]] = {ratio: [] for ratio in plan.keep_ratios}
     read = [record for record in records if record.error is None]
     for record in read:
@@ -187,12 +195,12 @@ def check_keep_ratios(predictor: Predictor, keep_ratios: Sequence[float | str]) 
     """Raise InputError if the encoder is dense (it has no little path) and a ratio other than 1.0 is asked for."""
     if not _routes(predictor) and any(ratio != 1.0 for ratio in keep_ratios):
         raise InputError(
-            "this model's encoder is dense (it has no little path): evaluate it at --keep-ratio 1.0, or convert it with "
-            "`sam-bigltl convert`"
+            "this model's encoder is dense (it has no little path): evaluate it at --keep-ratio 1.0, "
+            "or convert it with `sam-bigltl convert`"
         )
 
 
-def _routes(predictor: Predictor) -> bool:
+def _routes(predictor: Predictor) -> TypeGuard[RoutedPredictor]:
     encoder = getattr(getattr(predictor, "model", None), "image_encoder", None)
     return not getattr(encoder, "is_dense", True)  # others' encoders do not have the attribute
 
@@ -266,10 +274,10 @@ def _run_focused(
     targets: Sequence[np.ndarray], pixels: np.ndarray,
 ) -> float:  # fmt: skip
     """Prompt all instances with their boxes, which the encoder is told before; returns the seconds of encoding."""
-    predictor, seconds = decoder.predictor, 0.0
+    predictor, seconds = cast(RoutedPredictor, decoder.predictor), 0.0
     instances = _instances(image, targets, "box", plan, _frame_side(predictor))
     for group in [[each] for each in instances] if plan.focus == "box" else [instances]:
-        encode = partial(predictor.set_image, boxes=[each.box for each in group])
+        encode = partial(predictor.set_image, boxes=[each.box for each in group if each.box is not None])
         seconds += _timed(predictor, encode, pixels)[1]
         _run_prompts(decoder, record, ratio, "box", plan, group)
     return seconds
@@ -283,7 +291,7 @@ def _frame_side(predictor: Predictor) -> int:
 def _instances(image: CocoImage, targets: Sequence[np.ndarray], prompt: str, plan: Plan, side: int) -> list[_Instance]:
     protocol, instances = plan.protocol, []
     for annotation, target in zip(image.annotations, targets, strict=True):
-        if not target.any() and (protocol.box == "tight" or protocol.click_policy != "ritm" and prompt == "point"):
+        if not target.any() and (protocol.box == "tight" or (protocol.click_policy != "ritm" and prompt == "point")):
             continue  # there is no box around nothing, and no pixel of it to click
         rng = instance_rng(plan.seed, image.id, annotation.id)
         clicker: Any
@@ -295,7 +303,11 @@ def _instances(image: CocoImage, targets: Sequence[np.ndarray], prompt: str, pla
             clicker = CentreRandomClicker(target, in_frame(target, side), side, rng, centre=prompt == "point")
         box = None
         if prompt == "box":
-            box = tight_box(target).astype(np.float64) if protocol.box == "tight" else box_xyxy(annotation.bbox)
+            if protocol.box == "tight":
+                box = tight_box(target).astype(np.float64)
+            else:
+                assert annotation.bbox is not None
+                box = box_xyxy(annotation.bbox)
         scored = resampled(target, side) if protocol.resampled_target else target
         instances.append(_Instance(annotation, scored, box, clicker))
     return instances
@@ -322,18 +334,18 @@ def _run_prompts(
             key = _key(ratio, prompt, step)
             record.decode_seconds[key] = record.decode_seconds.get(key, 0.0) + seconds
             scored = [each for each in instances if not (protocol.skip_empty and _empty(each))]
-            counts = encode_masks([each.prediction.mask for each in scored])
+            counts = encode_masks([each.predicted.mask for each in scored])
             record.results += [
                 InstanceResult(
                     record.image_id, each.annotation.id, each.annotation.area, ratio, prompt, step,
-                    mask_iou(each.prediction.mask, each.target), each.prediction.predicted_iou, rle,
+                    mask_iou(each.predicted.mask, each.target), each.predicted.predicted_iou, rle,
                 )
                 for each, rle in zip(scored, counts, strict=True)
             ]  # fmt: skip
 
 
 def _empty(each: _Instance) -> bool:
-    return not (each.target.any() or each.prediction.mask.any())
+    return not (each.target.any() or each.predicted.mask.any())
 
 
 def _add_clicks(instances: Sequence[_Instance]) -> None:

@@ -36,6 +36,7 @@ def plain_loop(predictor: PlainPredictor, image: CocoImage, folder: Path, clicks
             masks[key, name] = found[int(np.argmax(scores))]
             mask_iou(masks[key, name], target)
 
+        assert annotation.bbox is not None
         predict(0, box=box_xyxy(annotation.bbox))
         clicker, last = Clicker(target), np.zeros_like(target)
         for count in range(1, clicks + 1):

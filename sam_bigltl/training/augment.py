@@ -34,7 +34,9 @@ def degrade(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return cv2.GaussianBlur(photo, (0, 0), rng.uniform(0.4, 1.6))
     if kind == 1:
         packed = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 85))])[1]
-        return cv2.imdecode(packed, cv2.IMREAD_COLOR)
+        unpacked = cv2.imdecode(packed, cv2.IMREAD_COLOR)
+        assert unpacked is not None
+        return unpacked
     noise = rng.normal(0, rng.uniform(2, 12), photo.shape).astype(np.float32)
     return np.rint(np.clip(photo + noise, 0, 255)).astype(np.uint8)
 

@@ -1,9 +1,9 @@
 """The teacher's embeddings on disk: computed once, read at every epoch.
 
 A folder of safetensors files, one for each group of photographs, with an embedding (C, g, g) in float16 under each
-photograph's name, and an index for each process that wrote some (`index.jsonl`, `index_1.jsonl`): a line that says whose
-embeddings they are, then one for each file with its SHA-256 and names. A file is listed once it is whole, so that an
-interrupted run goes on with the next group.
+photograph's name, and an index for each process that wrote some (`index.jsonl`, `index_1.jsonl`): a line that says
+whose embeddings they are, then one for each file with its SHA-256 and names. A file is listed once it is whole, so that
+an interrupted run goes on with the next group.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class EmbeddingCache:
             )  # fmt: skip
         if needed > free:
             raise InputError(f"--cache {self.folder} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-        group, done, skipped = {}, [], {}
+        group: dict[str, np.ndarray] = {}
+        done: list[str] = []
+        skipped: dict[str, str] = {}
         shown = progress and self.part[0] == 0
         share = {"total": count // self.part[1], "initial": present // self.part[1]}
         with tqdm(**share, unit="image", disable=None if shown else True) as bar:
@@ -171,7 +173,8 @@ class EmbeddingCache:
                     digest = hashlib.sha256(partial.read_bytes()).hexdigest()
                 self.digests[name] = digest
             self._lines.append({
-                "file": name, "sha256": self.digests.get(name), "keys": list(group), "done": done, "skipped": skipped
+                "file": name, "sha256": self.digests[name] if name else None, "keys": list(group), "done": done,
+                "skipped": skipped,
             })  # fmt: skip
             with self.index_path.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(line) + "\n" for line in self._lines)
@@ -180,6 +183,7 @@ class EmbeddingCache:
             reason = "the disk is full: make room and start again, it goes on here" if full else error
             raise InputError(f"--cache {self.folder}: {reason}") from None
         self._lines = []
-        self._file_of |= dict.fromkeys(group, name)
+        if name:
+            self._file_of |= dict.fromkeys(group, name)
         self._done |= set(done)
         self.skipped |= skipped

@@ -1,18 +1,18 @@
 """Training and distilling a big.LITTLE classifier on images with labels.
 
-Datasets, augmentation, mixup and optimizers are timm's; steps, resuming and keep ratios are those of every other training
-here (`sam_bigltl.training.engine`).
+Datasets, augmentation, mixup and optimizers are timm's; steps, resuming and keep ratios are those of every other
+training here (`sam_bigltl.training.engine`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from ..data.labelled import LabelledImages
 from ..data.skipped import Skipped, Unreadable, write_skipped
 from ..data.workers import load
 from ..errors import InputError
-from ..modeling.trunk import Trunk
 from .config import LoopConfig
 from .engine import Batch, Loop
 
@@ -40,8 +39,8 @@ class ClassifyConfig(LoopConfig):
     Attributes:
         auto_augment, color_jitter, erase, scale, hflip: see timm's `create_transform`.
         mixup, cutmix, smoothing: see timm's `Mixup`.
-        label_weight, feature_weight, logit_weight: of the labels, and with a teacher of its tokens (1 - cosine, the paper's
-            L_fd) and of its logits (cross-entropy with its probabilities at `temperature`).
+        label_weight, feature_weight, logit_weight: of the labels, and with a teacher of its tokens (1 - cosine, the
+            paper's L_fd) and of its logits (cross-entropy with its probabilities at `temperature`).
         head_only: train the classification head alone.
     """
 
@@ -60,18 +59,29 @@ class ClassifyConfig(LoopConfig):
     head_only: bool = False
 
 
+class Classifier(Protocol):
+    """What is asked of timm's models and this project's."""
+
+    def forward_features(self, images: Tensor) -> Tensor: ...
+
+    def forward_head(self, features: Tensor) -> Tensor: ...
+
+    def get_classifier(self) -> nn.Module: ...
+
+
 class Objective(nn.Module):
     """Scalars "loss", "label", "top1" and, with a teacher, "feature" and "logit".
 
     Args:
         student: has `forward_features` and `forward_head`.
-        teacher: frozen, likewise, or None; not a submodule, since nothing of it is to be synchronised between processes.
+        teacher: frozen, likewise, or None; not a submodule, since nothing of it is to be synchronised between
+            processes.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, config: ClassifyConfig) -> None:
         super().__init__()
-        self.student, self.config = student, config
-        self._teacher = (teacher,)
+        self.student, self.config = cast(Classifier, student), config
+        self._teacher = (cast("Classifier | None", teacher),)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`batch`: image (B, 3, H, W) normalised, target (B, classes) probabilities."""
@@ -111,7 +121,8 @@ class LabelledBatches(Dataset):
         self.transform = create_transform(
             data_config["input_size"], is_training=True, scale=config.scale, mean=data_config["mean"],
             std=data_config["std"], interpolation=data_config["interpolation"], auto_augment=config.auto_augment,
-            color_jitter=config.color_jitter or None, re_prob=config.erase, hflip=config.hflip,
+            color_jitter=config.color_jitter or None,  # type: ignore[arg-type]  # timm's annotation lacks its None
+            re_prob=config.erase, hflip=config.hflip,
         )  # fmt: skip
         self.mix = None
         if config.mixup or config.cutmix:
@@ -177,7 +188,11 @@ def _seeded(seed: int, step: int) -> Iterator[None]:
 
 
 class Classification(Loop):
-    """A run on the labelled images of `batches`, `unreadable` being those that it could not read; the rest as in `Loop`."""
+    """A run on the labelled images of `batches`; the rest as in `Loop`.
+
+    Attributes:
+        unreadable: images that it could not read.
+    """
 
     def __init__(
         self,
@@ -192,7 +207,7 @@ class Classification(Loop):
             teacher.eval().requires_grad_(False)
         if config.head_only:
             model.requires_grad_(False)
-            model.get_classifier().requires_grad_(True)
+            cast(Classifier, model).get_classifier().requires_grad_(True)
         super().__init__(model, Objective(model, teacher, config), config, output, validate)
         if self.accelerator.num_processes > 1:
             raise InputError("`train` runs as one process")
@@ -208,10 +223,10 @@ class Classification(Loop):
         return [optimizer]
 
     @property
-    def routed(self) -> Trunk:
+    def routed(self) -> nn.Module:
         return getattr(self.sam, "image_encoder", self.sam)
 
-    def micro_batches(self) -> Iterator[list[Batch]]:
+    def micro_batches(self) -> Generator[list[Batch], None, None]:
         for batch in load(Subset(self.batches, range(self.step, self.config.end)), self.config.workers, ahead=4):
             self.unreadable.update(batch.pop("unreadable"))
             yield [batch]

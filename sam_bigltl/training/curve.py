@@ -43,10 +43,10 @@ def plot_log(folder: Path) -> Path:
         with open(folder / "val.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         value = "top1" if labelled else "all"
-        for key in dict.fromkeys((row.get("prompt"), row["keep_ratio"]) for row in rows):
-            line = [row for row in rows if (row.get("prompt"), row["keep_ratio"]) == key]
-            prompt = {"box": "box, ", "point": "1 click, "}.get(key[0], "")
-            name = f"validation, {prompt}keep {key[1]}"
+        for kind, ratio in dict.fromkeys((row.get("prompt", ""), row["keep_ratio"]) for row in rows):
+            line = [row for row in rows if (row.get("prompt", ""), row["keep_ratio"]) == (kind, ratio)]
+            prompt = {"box": "box, ", "point": "1 click, "}.get(kind, "")
+            name = f"validation, {prompt}keep {ratio}"
             seen = [int(r["step"]) * batch / 1000 for r in line]
             right.plot(seen, [float(r[value]) for r in line], marker="o", label=name)
     right.set(xlabel="thousand images seen", ylabel="top-1, %" if labelled else "mIoU, %", ylim=(0, 100))

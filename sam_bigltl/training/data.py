@@ -44,7 +44,8 @@ class SampleConfig:
             small object.
         rounds, round_prompts: see `TrainConfig`.
         balance: "source", or None: see `TrainConfig`.
-        paste, degrade: shares of crops that get an object of another photograph, and that are blurred, compressed or noisy.
+        paste, degrade: shares of crops that get an object of another photograph, and that are blurred, compressed or
+            noisy.
     """
 
     frame: int
@@ -145,7 +146,7 @@ class MaskBatches(Dataset):
         # The crop in pixels of the photograph, around a random object.
         side = config.crop / scale
         crop_w, crop_h = min(width, round(side)), min(height, round(side))
-        x, y, w, h = annotations[rng.integers(len(annotations))].bbox
+        x, y, w, h = _box(annotations[rng.integers(len(annotations))])
         x0 = int(np.clip(x + w * rng.random() - crop_w * rng.random(), 0, width - crop_w))
         y0 = int(np.clip(y + h * rng.random() - crop_h * rng.random(), 0, height - crop_h))
         window = np.s_[y0 : y0 + crop_h, x0 : x0 + crop_w]
@@ -155,7 +156,7 @@ class MaskBatches(Dataset):
 
         picked = []
         for which in rng.permutation(len(annotations)):
-            bx, by, bw, bh = annotations[which].bbox
+            bx, by, bw, bh = _box(annotations[which])
             if bx + bw <= x0 or bx >= x0 + crop_w or by + bh <= y0 or by >= y0 + crop_h:
                 continue
             whole = annotations[which].mask().astype(np.uint8)
@@ -210,9 +211,7 @@ class MaskBatches(Dataset):
     def _cutout(self, rng: np.random.Generator) -> Cutout:
         """A random object of a random photograph, one of the larger ones there."""
         index = int(rng.choice(len(self.probability), p=self.probability))
-        candidates = sorted(
-            self.images[index].annotations, key=lambda annotation: -annotation.bbox[2] * annotation.bbox[3]
-        )
+        candidates = sorted(self.images[index].annotations, key=lambda each: -_box(each)[2] * _box(each)[3])
         annotation = candidates[int(rng.integers(min(3, len(candidates))))]
         mask = annotation.mask()
         if not mask.any():
@@ -241,13 +240,20 @@ def _boxed(annotation: Annotation) -> Annotation:
     return replace(annotation, bbox=(x0, y0, x1 - x0, y1 - y0))
 
 
+def _box(annotation: Annotation) -> tuple[float, float, float, float]:
+    """Its box, once `_boxed` has given it one."""
+    assert annotation.bbox is not None
+    return annotation.bbox
+
+
 def _prompt(
     mask: np.ndarray, tokens: int, config: SampleConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Box of the mask, and the coordinates and labels of one random prompt with `tokens` tokens, in crop pixels."""
     x0, y0, x1, y1 = tight_box(mask)
     box = np.array([x0, y0, x1, y1], np.float32)
-    coords, labels = [], []
+    coords: list[tuple[float, float] | np.ndarray] = []
+    labels = []
     with_box = rng.random() < (config.box_share if tokens == 2 else 0.5)
     points = tokens - 2 if with_box else tokens - 1
     inside = mask[y0:y1, x0:x1]
@@ -256,7 +262,7 @@ def _prompt(
         positive = rng.random() < 0.5 if with_box or number else True
         if positive and number == 0 and not with_box and rng.random() < 0.6:
             distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-            y, x = np.unravel_index(distance.argmax(), distance.shape)
+            y, x = map(int, np.unravel_index(distance.argmax(), distance.shape))
         else:
             y, x = _random_pixel(inside if positive else ~inside, rng)
         coords.append((x0 + x, y0 + y))

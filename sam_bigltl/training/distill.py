@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Distiller(Loop):
         output, validate: see `Loop`.
     """
 
+    config: DistillConfig
     keep_statistics = True
 
     def __init__(
@@ -97,12 +98,13 @@ class Distiller(Loop):
             raise InputError(f"--batch-size {config.batch_size} is no multiple of --streams {config.streams}")
         if config.batch_size // processes % config.accumulate:
             raise InputError(
-                f"--accumulate {config.accumulate} does not divide the {config.batch_size // processes} images of a process"
+                f"--accumulate {config.accumulate} does not divide "
+                f"the {config.batch_size // processes} images of a process"
             )
         self.mine = list(range(config.streams))[self.accelerator.process_index :: processes]
         self.cursors: dict[int, Cursor] = dict.fromkeys(self.mine, START)
 
-    def micro_batches(self) -> Iterator[list[Batch]]:
+    def micro_batches(self) -> Generator[list[Batch], None, None]:
         config = self.config
         streams = FrameStreams(
             self.source, self.frames, self.mine, config.streams, config.batch_size // config.streams, config.seed,
@@ -149,7 +151,10 @@ def fingerprint(sam: Sam) -> str:
 
 
 def fill_cache(folder: Path, source: Source, teacher: Sam, precision: str) -> EmbeddingCache:
-    """The cache in `folder` with an embedding of every photograph that can be read, verified; the processes share it."""
+    """The cache in `folder` with an embedding of every photograph that can be read, verified.
+
+    The processes share the work.
+    """
     processes = PartialState()
     name, part = f"{fingerprint(teacher)} {precision}", (processes.process_index, processes.num_processes)
     cache = EmbeddingCache(folder, name, part)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import csv
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ class Loop(ABC):
 
     Args:
         sam: the model to train, on its device: a Sam, or what a subclass trains instead.
-        forward: from a batch to a dict of scalars, of which "loss" is minimised and the others are logged; the mean over
-            the batch's images each, so that processes and micro-batches average to the whole.
+        forward: from a batch to a dict of scalars, of which "loss" is minimised and the others are logged; the mean
+            over the batch's images each, so that processes and micro-batches average to the whole.
         output: folder of the run.
         validate: given the averaged weights, rows of figures for `val.csv`; or None.
     """
@@ -72,10 +72,10 @@ class Loop(ABC):
         self.average = {name: value.detach().clone() for name, value in sam.state_dict().items()}
 
     @abstractmethod
-    def micro_batches(self) -> Iterator[list[Batch]]:
+    def micro_batches(self) -> Generator[list[Batch], None, None]:
         """This process's share of every step from `self.step` on, cut into equal parts whose gradients add up.
 
-        A generator, which is closed at the end of the run. Until it yields, it leaves what `extra_state` gives as it is.
+        It is closed at the end of the run. Until it yields, it leaves what `extra_state` gives as it is.
         """
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -83,15 +83,15 @@ class Loop(ABC):
         return make_optimizers(self.sam, self.config)
 
     @property
-    def routed(self) -> Trunk:
-        """What the keep ratio of a step is set on."""
-        return self.sam.image_encoder
+    def routed(self) -> nn.Module:
+        """What the keep ratio of a step is set on, where it is a `Trunk`."""
+        return cast(nn.Module, self.sam.image_encoder)
 
     def extra_state(self) -> dict[str, Any]:
         """What else a continuation needs; called on every process."""
         return {}
 
-    def load_extra_state(self, state: dict[str, Any]) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - by default there is none
         """Take up what `extra_state` gave."""
 
     # Whether a stem's batch norms keep the statistics they came with. With a teacher they do: those are the teacher's,
@@ -171,18 +171,20 @@ class Loop(ABC):
         """Train to the last step, saving on the way. An interrupt ends it after the step under way, saved.
 
         Raises:
-            InputError: a batch cannot be made, a process that makes them was killed, the loss is not finite, or something
-                cannot be written.
+            InputError: a batch cannot be made, a process that makes them was killed, the loss is not finite, or
+                something cannot be written.
         """
         config, device = self.config, self.device
-        forward = torch.compile(self.forward, dynamic=False) if config.compile else self.forward
+        forward = self.forward
+        if config.compile:
+            forward = cast(nn.Module, torch.compile(forward, dynamic=False))
         if self.accelerator.num_processes > 1:
             forward = self.accelerator.prepare_model(forward)
         if self._truncate_logs():
             self._validate()
         window = self.window
         self._train_mode()
-        batches = self.micro_batches() if self.step < config.end else (nothing for nothing in ())
+        batches = self.micro_batches() if self.step < config.end else _no_batches()
         with (
             closing(batches),
             worker_failures(),
@@ -219,7 +221,10 @@ class Loop(ABC):
         self.sam.eval()
 
     def _next(self, batches: Iterator[list[Batch]]) -> list[Batch]:
-        """The coming step's parts. Where there are none, because of bad input or an interrupt, the steps before are kept."""
+        """The coming step's parts.
+
+        Where there are none, because of bad input or an interrupt, the steps before are kept.
+        """
         try:
             return next(batches)
         except (InputError, KeyboardInterrupt):
@@ -333,6 +338,10 @@ class Loop(ABC):
                     writer.writeheader()
                     writer.writerows(rows)
         return self._validation_is_due() and not validated
+
+
+def _no_batches() -> Generator[list[Batch], None, None]:
+    yield from ()
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ..modeling.decode import TOP_LEFT, dense_position
 from .config import LoopConfig
 from .data import MaskBatches, SampleConfig
 from .engine import Batch, Loop
-from .losses import embedding_loss, mask_loss
+from .losses import MaskLoss, embedding_loss, mask_loss
 from .rounds import CLICK, MASK, best_masks, decode_with_masks, next_clicks
 
 
@@ -63,7 +63,8 @@ class Forward(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images = (batch["image"].float() - self.sam.pixel_mean) / self.sam.pixel_std
         embeddings = encode_crop(self.sam, images, batch["offset"])
-        position = dense_position(self.sam.prompt_encoder, batch["offset"], embeddings.shape[-2:])
+        height, width = embeddings.shape[-2:]
+        position = dense_position(self.sam.prompt_encoder, batch["offset"], (height, width))
         masks = self._rounds(batch, embeddings, position)
         cosine = mse = masks["loss"].new_zeros(())
         if self.teacher is not None:
@@ -79,13 +80,12 @@ class Forward(nn.Module):
         target = batch["target"].float() / 255
         shift = (batch["offset"].flip(1) * self.sam.image_encoder.patch_size)[:, None]  # x, y of the crop in the frame
         kinds = batch["rounds"].tolist() if "rounds" in batch else []
-        losses, first, fed_back = [], None, None
+        losses: list[MaskLoss] = []
+        fed_back = None
         for number in range(len(kinds) + 1):
             logits, iou_pred = decode_with_masks(self.sam, embeddings, position, coords, labels, fed_back)
             has_box = (labels == TOP_LEFT).any(dim=-1)
-            figures = mask_loss(logits, iou_pred, target, boxes, has_box)
-            losses.append(figures.total)
-            first = first or figures
+            losses.append(mask_loss(logits, iou_pred, target, boxes, has_box))
             if number == len(kinds):
                 break
             count = batch["noise"].shape[1]
@@ -96,9 +96,10 @@ class Forward(nn.Module):
                 coords = torch.cat([coords, (xy + shift)[:, :, None]], dim=2)
                 labels = torch.cat([labels, label[..., None]], dim=2)
             fed_back = None if kinds[number] == CLICK else masks
+        first, last = losses[0], losses[-1]
         return {
-            "loss": torch.stack(losses).mean(), "bce": first.bce, "dice": first.dice, "iou_head": first.iou_head,
-            "iou": first.iou, "last_iou": figures.iou,
+            "loss": torch.stack([each.total for each in losses]).mean(), "bce": first.bce, "dice": first.dice,
+            "iou_head": first.iou_head, "iou": first.iou, "last_iou": last.iou,
         }  # fmt: skip
 
 
@@ -137,10 +138,11 @@ class Trainer(Loop):
         norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in sam.modules())
         if norms and not self.keep_statistics and self.accelerator.num_processes > 1:
             raise InputError(
-                "the batch norms of this model would see the images of one process only: train it as one process, or with --teacher"
+                "the batch norms of this model would see the images of one process only: "
+                "train it as one process, or with --teacher"
             )
 
-    def micro_batches(self) -> Iterator[list[Batch]]:
+    def micro_batches(self) -> Generator[list[Batch], None, None]:
         rest = Subset(self.batches, range(self.step, self.config.end))
         for batch in load(rest, self.config.workers, ahead=4):
             yield [batch]

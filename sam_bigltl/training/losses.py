@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from torch.nn import functional as F
 # weights a 16 px object would be a thousandth of its own loss.
 FAR_WEIGHT = 0.05
 NEAR_MARGIN = 0.3  # the neighbourhood: the object's box, this share of its side (and 8 px) larger on each side
-# Share of the multimask loss that all three outputs get, for prompts without and with a box. With none, the outputs that were
-# never the best of a prompt are arbitrary there, and picking by predicted IoU pays for it; more makes the three alike,
-# which a box, hardly ever ambiguous, can bear.
+# Share of the multimask loss that all three outputs get, for prompts without and with a box. With none, the outputs
+# that were never the best of a prompt are arbitrary there, and picking by predicted IoU pays for it; more makes the
+# three alike, which a box, hardly ever ambiguous, can bear.
 SHARED, SHARED_WITH_BOX = 0.2, 0.6
 MASK_STRIDE = 4  # pixels of the input frame a pixel of the decoder's masks
 
@@ -30,7 +31,7 @@ class MaskLoss:
     iou: Tensor
 
 
-def near_weight(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def near_weight(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """Pixel weights: 1 near the object, `FAR_WEIGHT` elsewhere.
 
     Args:

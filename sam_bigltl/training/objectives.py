@@ -110,7 +110,7 @@ class PromptObjective(EmbeddingObjective):
         """Scalars "loss", those of stage 1, "bce", "dice", "iou_head", "iou" (mean over the rounds)."""
         out, ours, theirs = self.embeddings(batch)
         coords, labels = batch["coords"], batch["labels"]
-        low = tuple(4 * side for side in ours.shape[-2:])
+        low = 4 * ours.shape[-2], 4 * ours.shape[-1]
         pixel = self.student.image_encoder.img_size / low[0]
         valid = _inside(batch["size"], low, self.student.image_encoder.patch_size // 4)
         rounds = batch["noise"].shape[2] + 1

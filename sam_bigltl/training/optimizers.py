@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]
 
     Each group has a `share` of the schedule's learning rate: `stem_lr` for a pretrained stem's convolutions, else 1.
     """
-    matrices, kernels, plain, stem = [], [], [], []
+    matrices: list[nn.Parameter] = []
+    kernels: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    stem: list[nn.Parameter] = []
     for name, parameter in sam.named_parameters():
         if not config.train_decoder and not name.startswith("image_encoder."):
             parameter.requires_grad_(False)
@@ -38,13 +42,13 @@ def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]
         else:
             (matrices if parameter.ndim == 2 else kernels).append(parameter)
     decay = config.weight_decay
-    adamw = dict(lr=config.lr, betas=(0.9, 0.98), fused=True)
+    adamw = partial(torch.optim.AdamW, lr=config.lr, betas=(0.9, 0.98), fused=True)
     if config.optimizer == "adamw":
-        return [torch.optim.AdamW(_groups(matrices + kernels, plain, stem, config), **adamw)]
+        return [adamw(_groups(matrices + kernels, plain, stem, config))]
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"torch {torch.__version__} has no Muon: use the optimizer adamw, or torch 2.9 or later")
     muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(_groups(kernels, plain, stem, config), **adamw)]
+    return [muon, adamw(_groups(kernels, plain, stem, config))]
 
 
 def _groups(

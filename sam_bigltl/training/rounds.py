@@ -1,6 +1,7 @@
-"""Corrective rounds: the next click falls into the error of the predicted mask, and the mask goes back in, as SAM learned.
+"""Corrective rounds: the next click falls into the error of the predicted mask, and the mask goes back in.
 
-Section 3 and appendix A of "Segment Anything" (arXiv 2304.02643). All rounds of a step share the image embedding.
+That is how SAM learned: section 3 and appendix A of "Segment Anything" (arXiv 2304.02643). All rounds of a step share
+the image embedding.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def next_clicks(masks: Tensor, target: Tensor, valid: Tensor, noise: Tensor) -> 
     found, wanted = masks > 0, target > 0.5
     missed = (wanted & ~found & inside).flatten(0, 1).cpu().numpy()
     extra = (found & ~wanted & inside).flatten(0, 1).cpu().numpy()
-    noise = noise.cpu().numpy()
-    clicks = [_click(missed[i], extra[i], noise[i % len(noise)]) for i in range(len(missed))]
+    chances = noise.cpu().numpy()
+    clicks = [_click(missed[i], extra[i], chances[i % len(chances)]) for i in range(len(missed))]
     xy = torch.tensor([click[:2] for click in clicks], dtype=torch.float32, device=masks.device)
     labels = torch.tensor([click[2] for click in clicks], device=masks.device)
     # The middle pixel of a mask pixel: `embed_prompts` adds the half pixel.
@@ -99,9 +100,9 @@ def next_clicks(masks: Tensor, target: Tensor, valid: Tensor, noise: Tensor) -> 
 def _click(missed: np.ndarray, extra: np.ndarray, noise: np.ndarray) -> tuple[int, int, int]:
     """x, y in mask pixels and the label."""
     if noise[0] < _CENTRES:
-        depth = [_depth(region) for region in (missed, extra)]
-        label = FOREGROUND if depth[0].max() >= depth[1].max() else BACKGROUND
-        depth = depth[0] if label == FOREGROUND else depth[1]
+        of_missed, of_extra = _depth(missed), _depth(extra)
+        label = FOREGROUND if of_missed.max() >= of_extra.max() else BACKGROUND
+        depth = of_missed if label == FOREGROUND else of_extra
         place = int(depth.argmax()) if depth.max() > 0 else -1
     else:
         places = np.flatnonzero(missed | extra)
