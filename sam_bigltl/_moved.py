@@ -91,7 +91,10 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds the former names. First of all finders: a folder under its former name would hold its files a second time."""
+    """Finds the former names.
+
+    It is the first of all finders: a folder under its former name would hold its files a second time.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -176,6 +176,30 @@ def test_dense_encoder_takes_only_ratio_one(data: SimpleNamespace) -> None:
 
 
 # ---------------------------------------------------------------- the command line
+def test_sources_have_a_table_of_their_own(
+    data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture
+) -> None:
+    content = toy()
+    for image in content["images"]:
+        image["source"] = "street" if image["id"] == 30 else "forest"
+    data.write(content)
+    main(arguments(data, "--sources", "street"))
+    report = json.loads((data.out / "results.json").read_text())
+    (row,), (whole,) = report["sources"]["summary"], report["summary"]
+    mine = [each for each in results_of(data) if each["image_id"] == "30"]
+    assert (row["instances"], row["images"], whole["instances"]) == (3, 1, 5) and len(mine) == 3
+    assert row["all"] == pytest.approx(100 * sum(float(each["iou"]) for each in mine) / 3)
+    assert "of these, from street:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(arguments(data, "--sources", "sea", "--restart"))
+    assert "--sources sea: no image" in capsys.readouterr().err
+
+
+def results_of(data: SimpleNamespace) -> list[dict[str, str]]:
+    with open(data.out / "instances.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_written_files(data: SimpleNamespace, stub_model: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
     main(arguments(data, "--keep-ratio", "1", "auto", "--prompts", "point", "box", "--clicks", "3", "1"))
     report = json.loads((data.out / "results.json").read_text())

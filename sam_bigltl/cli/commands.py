@@ -55,7 +55,9 @@ def _import(module: str, parser: ArgumentParser) -> ModuleType:
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("sam_bigltl"):
             raise
-        parser.exit(2, f"{parser.prog}: error: this needs the package {error.name}: pip install '.[all]' in the checkout\n")
+        parser.exit(
+            2, f"{parser.prog}: error: this needs the package {error.name}: pip install '.[all]' in the checkout\n"
+        )
 
 
 def _value(argv: Sequence[str], option: str) -> str | None:

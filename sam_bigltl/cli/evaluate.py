@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--detections", metavar="JSON", help="a detector's boxes in COCO's results format")
     data.add_argument("--ignore-exif", action="store_true", help="read images as they are stored, as their annotations "
                       "do, not turned as EXIF says")  # fmt: skip
+    data.add_argument("--sources", nargs="+", default=[], metavar="NAME", help="a table of these sources' images "
+                      "alone, too (\"source\" in the entries of the file's images)")  # fmt: skip
     data.add_argument("--limit", metavar="N", help="only the first N images with annotations, by image id")
     # Numbers stay text here: `run` checks them and answers a bad one in one line.
     what = parser.add_argument_group("what is measured")
@@ -135,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     run_job(Job(
         annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan,
         device=device, checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native,
-        restart=args.restart,
+        restart=args.restart, sources=tuple(_unique(args.sources)),
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,
         style=getattr(args, "style", "coco"), ignore_exif=args.ignore_exif,

@@ -66,7 +66,7 @@ class CocoImage:
 
     Where the JSON has no `file_name` (LVIS), it is the last two parts of `coco_url`, such as
     train2017/000000391895.jpg, and `flat_name` the last one. `ignore_exif`: whether `read_photo` leaves the pixels as
-    they are stored, because the annotations do.
+    they are stored, because the annotations do. `source`: of the image's entry, for sets put together from several.
     """
 
     id: int | str
@@ -75,6 +75,7 @@ class CocoImage:
     annotations: list[Annotation] = field(default_factory=list)
     flat_name: str | None = None
     ignore_exif: bool = False
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -275,15 +276,17 @@ def _image(entry: dict[str, Any], path: str | Path) -> CocoImage:
             raise InputError(f"{where} has no 'file_name' and no usable 'coco_url'; add one")
         name, flat_name = "/".join(parts), parts[1]
     check_name(name, where)
+    source = entry.get("source")
+    source = source if isinstance(source, str) else None
     sides = [entry.get(side) for side in ("height", "width")]
     if None in sides:
-        return CocoImage(image_id, name, (0, 0), flat_name=flat_name)
+        return CocoImage(image_id, name, (0, 0), flat_name=flat_name, source=source)
     height, width = map(whole_number, sides)
     if height is None or width is None or min(height, width) < 1:
         raise InputError(f"{where} has no positive integer 'height' and 'width'; fix or remove them")
     if height * width > MOST_PIXELS:  # its masks would be as large
         raise InputError(f"{where} is {width} x {height}: images have {MOST_PIXELS} pixels at most")
-    return CocoImage(image_id, name, (height, width), flat_name=flat_name)
+    return CocoImage(image_id, name, (height, width), flat_name=flat_name, source=source)
 
 
 def _complete_size(image: CocoImage, folder: str | Path | None, path: str | Path) -> None:

@@ -47,6 +47,7 @@ class Job:
     restart: bool = False
     report: bool = True
     ignore_exif: bool = False
+    sources: tuple[str, ...] = ()
 
 
 def run_job(job: Job) -> None:
@@ -67,6 +68,8 @@ def run_job(job: Job) -> None:
     images = images[: job.limit]
     usage = usage.of(images, "of images beyond --limit")
     check_image_files(images, job.images)
+    if missing := [name for name in job.sources if name not in {image.source for image in images}]:
+        raise InputError(f"--sources {missing[0]}: no image of {job.annotations} has this source")
     try:
         job.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,6 +139,8 @@ def _finish(
     records = [on_record[image.id] for image in found.images]
     results = [result for record in records for result in record.results]
     summary = summary_rows(records, job.plan)
+    of_sources = {image.id for image in found.images if image.source in job.sources}
+    part = summary_rows([record for record in records if record.image_id in of_sources], job.plan)
     unread = [record for record in records if record.error]
     usage = _usage(found, unread, summary)
     report: dict[str, Any] = {
@@ -143,6 +148,8 @@ def _finish(
         "skipped": {"detections": found.unknown},
         "unreadable": {str(record.image_id): record.error for record in unread},
     }  # fmt: skip
+    if job.sources:
+        report["sources"] = {"names": job.sources, "summary": part}
     if found.detections is not None:
         report["average_precision"] = _write_detections(job, records, found)
     _write_instances(job.output / "instances.csv", results)
@@ -150,6 +157,8 @@ def _finish(
         stream.write(json.dumps(report, indent=2) + "\n")
     if summary:
         print(format_table(summary))
+        if job.sources:
+            print(f"of these, from {', '.join(job.sources)}:\n{format_table(part)}")
     if found.detections is not None:
         print(format_table(report["average_precision"]))
     if pace.images:

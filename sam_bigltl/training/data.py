@@ -9,15 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..data.coco import Annotation, Usage, check_image_files, parse_coco, read_json, read_photo
-from ..data.fields import id_key
+from ..data.coco import Annotation, Usage, check_image_files, read_coco, read_photo
 from ..errors import InputError
 from ..evaluation.prompts import tight_box
 from ..modeling.decode import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
@@ -84,15 +82,14 @@ class MaskBatches(Dataset):
         self, annotations: Sequence[str | Path], images: str | Path, config: SampleConfig, batch_size: int, seed: int,
         steps: int, ignore_exif: bool = False,
     ) -> None:  # fmt: skip
-        self.images, self.usage, sources = [], Usage(0), []
+        self.images, self.usage = [], Usage(0)
         for path in annotations:
-            content = read_json(path)
             # A crowd is not an object that a prompt could mean.
-            loaded, usage = parse_coco(content, path, crowds=False, folder=images, ignore_exif=ignore_exif)
-            named = _sources(content, path) if config.balance else {}
+            loaded, usage = read_coco(path, crowds=False, folder=images, ignore_exif=ignore_exif)
             self.images += loaded
             self.usage += usage
-            sources += [named.get(str(image.id), "") for image in loaded]
+            if config.balance and any(image.source is None for image in loaded):
+                raise InputError(f'{path}: balancing by source needs a "source" in every image\'s entry')
         for image in self.images:
             image.annotations = [_boxed(annotation) for annotation in image.annotations]
         check_image_files(self.images, images)
@@ -105,8 +102,8 @@ class MaskBatches(Dataset):
         # An image with more masks teaches more, but not in proportion: neighbours look alike.
         weight = np.array([min(len(image.annotations), config.prompts) ** 0.5 for image in self.images])
         if config.balance:
-            sizes = Counter(sources)
-            weight = weight / np.sqrt([sizes[source] for source in sources])
+            sizes = Counter(image.source for image in self.images)
+            weight = weight / np.sqrt([sizes[image.source] for image in self.images])
         self.probability = weight / weight.sum()
 
     def __len__(self) -> int:
@@ -219,14 +216,6 @@ class MaskBatches(Dataset):
         x0, y0, x1, y1 = tight_box(mask)
         pixels = jitter_colour(self._read(index)[y0:y1, x0:x1], rng)
         return Cutout(pixels, mask[y0:y1, x0:x1].astype(np.uint8) * 255)
-
-
-def _sources(content: dict[str, Any], path: str | Path) -> dict[str | None, str]:
-    """The `source` of each image of a COCO-format file, by `id_key`; `path` is for the message."""
-    sources = {id_key(entry.get("id")): entry.get("source") for entry in content["images"]}
-    if None in sources.values():
-        raise InputError(f'{path}: balancing by source needs a "source" in every image\'s entry')
-    return sources
 
 
 def _boxed(annotation: Annotation) -> Annotation:
