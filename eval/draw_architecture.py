@@ -152,7 +152,8 @@ def draw_stage(ax: Axes, own: Numbers, y: float) -> None:
         x = left + place * step
         reach = "global" if layer in config.global_layers else f"{config.window} x {config.window} windows"
         box(ax, x, top, width, height, f"P-block, layer {layer + 1}\n{reach}", (BIG, BIG_LIGHT))
-        box(ax, x, low, width, height, f"E-block, layer {layer + 1}\n{config.little_window} x {config.little_window} windows",
+        box(ax, x, low, width, height,
+            f"E-block, layer {layer + 1}\n{config.little_window} x {config.little_window} windows",
             (LITTLE, LITTLE_LIGHT))  # fmt: skip
         skipped = place and layer - shown[place - 1] > 1
         for level, dots, colour in ((middle_top, 0.2, BIG), (middle_low, -0.25, LITTLE)):
@@ -162,7 +163,8 @@ def draw_stage(ax: Axes, own: Numbers, y: float) -> None:
         turn = x - 0.32  # the little stream as it is before this layer's E-block
         path(ax, [(turn, middle_low), (turn, y + 2.0), (x + width / 2, y + 2.0), (x + width / 2, top)], LITTLE)
         before = x + width
-    ax.text(before - width / 2 + 0.3, y + 2.0, "keys and values of the tokens that\nare not big, and fusion by gamma", ha="left",
+    ax.text(before - width / 2 + 0.3, y + 2.0, "keys and values of the tokens that\nare not big, and fusion by gamma",
+            ha="left",
             va="center", fontsize=SMALL, color=LITTLE)  # fmt: skip
     end = right + 0.25
     box(ax, end, top, 1.4, height, "write K\nback", (BIG, BIG_LIGHT))
@@ -172,10 +174,13 @@ def draw_stage(ax: Axes, own: Numbers, y: float) -> None:
     box(ax, 16.35, y + 1.15, 1.55, 1.7, f"N = {own.tokens:,}\ntokens of\nC = {config.dim}", (PLAIN, PLAIN_LIGHT), SMALL)
     path(ax, [(end + 1.4, middle_top), (17.12, middle_top), (17.12, y + 2.85)], BIG)
     path(ax, [(end + 1.4, middle_low), (17.12, middle_low), (17.12, y + 1.15)], LITTLE)
-    ax.text(left, top + height + 0.28, f"big path: K tokens, {config.num_heads} heads; a P-block is SAM's block, {millions(own.p_block)} parameters, "
+    ax.text(left, top + height + 0.28,
+            f"big path: K tokens, {config.num_heads} heads; a P-block is SAM's block, {millions(own.p_block)} parameters, "
             f"and {millions(own.added)} for the little stream", fontsize=NORMAL, color=BIG, va="center")  # fmt: skip
-    ax.text(left, low - 0.3, f"little path: all N tokens, {heads_of(config.little_dim)} heads, {config.little_dim} channels; "
-            f"an E-block has {millions(own.e_block)} parameters", fontsize=NORMAL, color=LITTLE, va="center")  # fmt: skip
+    ax.text(left, low - 0.3,
+            f"little path: all N tokens, {heads_of(config.little_dim)} heads, {config.little_dim} channels; "
+            f"an E-block has {millions(own.e_block)} parameters", fontsize=NORMAL, color=LITTLE,
+            va="center")  # fmt: skip
     ax.text(0.1, low - 0.3, f"down, router, up: {millions(own.transition)}", fontsize=SMALL, color=PLAIN, va="center")
 
 

@@ -2,8 +2,9 @@
 
     python eval/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json --runs runs
 
-Interrupted, the same command goes on where it was. Each phase is one `sam-bigltl` command, printed before it runs, with a
-folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to checkpoints/.
+Interrupted, the same command goes on where it was. Each phase is one `sam-bigltl` command, printed before it runs, with
+a folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to
+checkpoints/.
 """
 
 from __future__ import annotations
@@ -35,17 +36,21 @@ class Phase:
 _ROUNDS = "--balance source --rounds 8 --optimizer muon"
 TEACHER = (
     # Parts of the frame: ten times as many images a second as whole frames, objects of all sizes.
-    Phase("crops", f"{_ROUNDS} --crop 224 --scale 0.4 1.5 --as-is 0.25 --paste 0.25 --degrade 0.15 --batch-size 16 --lr 8e-4 "
+    Phase("crops",
+          f"{_ROUNDS} --crop 224 --scale 0.4 1.5 --as-is 0.25 --paste 0.25 --degrade 0.15 --batch-size 16 --lr 8e-4 "
           "--final-lr 0.15 --warmup 60 --ema 0.995 --steps 7000 --until 1647 --sharpen-positions --seed 31"),
     # Larger parts, in which whole photographs fit at small scales.
-    Phase("large_crops", f"{_ROUNDS} --crop 448 --scale 0.45 1.4 --as-is 0.3 --paste 0.2 --degrade 0.1 --batch-size 8 --lr 6e-4 "
+    Phase("large_crops",
+          f"{_ROUNDS} --crop 448 --scale 0.45 1.4 --as-is 0.3 --paste 0.2 --degrade 0.1 --batch-size 8 --lr 6e-4 "
           "--final-lr 0.1 --warmup 20 --ema 0.99 --steps 900 --seed 32"),
     # What inference sees.
-    Phase("frames", f"{_ROUNDS} --round-prompts 3 --scale 0.7 1.3 --as-is 0.6 --batch-size 8 --lr 3e-4 --final-lr 0.02 --warmup 8 "
+    Phase("frames",
+          f"{_ROUNDS} --round-prompts 3 --scale 0.7 1.3 --as-is 0.6 --batch-size 8 --lr 3e-4 --final-lr 0.02 --warmup 8 "
           "--ema 0.95 --steps 100 --seed 33"),
 )  # fmt: skip
 STUDENT = (
-    Phase("little", "--stages 1 --steps 60 --batch-size 8 --streams 1 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
+    Phase("little",
+          "--stages 1 --steps 60 --batch-size 8 --streams 1 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
           "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 43"),
 )  # fmt: skip
 

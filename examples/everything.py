@@ -18,7 +18,8 @@ def run(args: argparse.Namespace) -> None:
     image = read_image(args.photo) if args.photo else sample_photos()[0].image
     sam = load_sam(args.checkpoint or default_checkpoint())
     sam.image_encoder.keep_ratio = 0.5
-    # The thresholds are SAM's for SAM's own weights; the shipped ones, trained on few photographs, are less sure of themselves.
+    # The thresholds are SAM's for SAM's own weights; the shipped ones, trained on few photographs, are less sure of
+    # themselves.
     generator = SamAutomaticMaskGenerator(
         sam,
         points_per_side=args.points_per_side,

@@ -115,7 +115,8 @@ def test_rivals_at_full_size_are_the_teacher():
     with torch.no_grad():
         wanted = teacher.image_encoder(IMAGE)
         for sam in (
-            ablations.pruned(teacher, 1.0), ablations.merged(teacher, 1.0), ablations.shallow(teacher, (0, 1, 2, 3)).eval()
+            ablations.pruned(teacher, 1.0), ablations.merged(teacher, 1.0),
+            ablations.shallow(teacher, (0, 1, 2, 3)).eval()
         ):  # fmt: skip
             assert torch.allclose(sam.image_encoder(IMAGE), wanted, atol=1e-4)
         for sam in (

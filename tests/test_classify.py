@@ -132,7 +132,8 @@ def main(*words: str) -> None:
 
 
 def test_from_a_dense_vit_to_a_distilled_student(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    common = ["--data-dir", folder, "--batch-size", "12", "--warmup", "5", "--lr", "2e-3", "--ema", "0", "--device", "cpu",
+    common = ["--data-dir", folder, "--batch-size", "12", "--warmup", "5", "--lr", "2e-3", "--ema", "0", "--device",
+              "cpu",
               "--workers", "0", "--val-dir", folder, "--scale", "0.8", "1", "--precision", "float32"]  # fmt: skip
     dense, small = tmp_path / "dense", tmp_path / "small"
     main(*common, "--model", "vit_tiny_patch16_224", "--model-kwargs", *WORDS, "--steps", "60", "--output", dense)
@@ -141,8 +142,8 @@ def test_from_a_dense_vit_to_a_distilled_student(folder: Path, tmp_path: Path, c
     assert float(row["top1"]) > 90 and row["images"] == "36" and row["keep_ratio"] == "1.0"
     main(*common, "--model", "vit_tiny_patch16_224", "--model-kwargs", *WORDS, "--convert", "--checkpoint",
          dense / "model.safetensors", "--teacher", "vit_tiny_patch16_224", "--teacher-kwargs", *WORDS,
-         "--teacher-checkpoint", dense / "model.safetensors", "--steps", "15", "--lr", "5e-4", "--keep-ratio-range", "0.2", "1",
-         "--output", small)  # fmt: skip
+         "--teacher-checkpoint", dense / "model.safetensors", "--steps", "15", "--lr", "5e-4", "--keep-ratio-range",
+         "0.2", "1", "--output", small)  # fmt: skip
     with open(small / "val.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["keep_ratio"] for row in rows] == ["1.0", "0.5", "0.25"] and all(float(r["top1"]) > 80 for r in rows)
@@ -165,8 +166,10 @@ def test_a_linear_probe_of_the_encoder(folder: Path, tmp_path: Path) -> None:
     from sam_bigltl.convert import save_sam
 
     save_sam(sam_model_registry["bigltl_mini"](), backbone)
-    main("--data-dir", folder, "--backbone", backbone, "--steps", "8", "--batch-size", "6", "--lr", "0.05", "--warmup", "0",
-         "--ema", "0", "--device", "cpu", "--workers", "0", "--keep-ratios", "0.25", "--output", tmp_path / "probe")  # fmt: skip
+    main("--data-dir", folder, "--backbone", backbone, "--steps", "8", "--batch-size", "6", "--lr", "0.05", "--warmup",
+         "0",
+         "--ema", "0", "--device", "cpu", "--workers", "0", "--keep-ratios", "0.25", "--output",
+         tmp_path / "probe")  # fmt: skip
     head = tmp_path / "probe" / "model.safetensors"
     probe = open_classifier("", 3, checkpoint=head, backbone=backbone)
     assert isinstance(probe, SamClassifier) and probe.head.weight.abs().sum() > 0
@@ -238,8 +241,8 @@ def test_bad_input_is_one_line(
 # ---------------------------------------------------------------- the study
 def test_the_study_scores_every_row_and_keeps_finished_runs(folder, tmp_path, capsys):
     words = ["--data-dir", folder, "--val-dir", folder, "--img-size", 32, "--patch-size", 8, "--dim", 32, "--depth", 2,
-             "--heads", 2, "--steps", 12, "--student-steps", 2, "--batch-size", 8, "--lr", 3e-3, "--hflip", 0, "--workers", 0,
-             "--seeds", 2, "--dtype", "bfloat16", "--output", tmp_path / "study"]  # fmt: skip
+             "--heads", 2, "--steps", 12, "--student-steps", 2, "--batch-size", 8, "--lr", 3e-3, "--hflip", 0,
+             "--workers", 0, "--seeds", 2, "--dtype", "bfloat16", "--output", tmp_path / "study"]  # fmt: skip
     classify_study.main([str(word) for word in words])
     with (tmp_path / "study" / "study.csv").open() as file:
         rows = {(row["model"], float(row["keep_ratio"])): row for row in csv.DictReader(file)}

@@ -328,8 +328,8 @@ def test_everything_and_its_end(session: Session) -> None:
     ("data", "message"),
     [
         (None, "no photograph"), ({"data": 5}, "no photograph"), ({"data": "data:,%%%"}, "damaged photograph"),
-        ({"example": "../../etc/passwd"}, "no such example"), ({"data": "data:image/png;base64,aGVsbG8="}, "not an image"),
-        ({"path": "/etc/passwd"}, "no photograph"),
+        ({"example": "../../etc/passwd"}, "no such example"),
+        ({"data": "data:image/png;base64,aGVsbG8="}, "not an image"), ({"path": "/etc/passwd"}, "no photograph"),
     ],
 )  # fmt: skip
 def test_photographs_that_a_page_must_not_send(data, message: str) -> None:
@@ -340,9 +340,9 @@ def test_photographs_that_a_page_must_not_send(data, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--keep-ratio", "2"], "keep"), (["--keep-ratio", "1,0.5,0.5,0.5"], "one --keep-ratio"), (["--port", "0"], "no port"),
-        (["--auth", "ann"], "NAME:PASSWORD"), (["--cache", "0"], "at least 1"), (["--checkpoint", "none.pth"], "none.pth"),
-        (["--host", "256.0.0.1"], "cannot listen"),
+        (["--keep-ratio", "2"], "keep"), (["--keep-ratio", "1,0.5,0.5,0.5"], "one --keep-ratio"),
+        (["--port", "0"], "no port"), (["--auth", "ann"], "NAME:PASSWORD"), (["--cache", "0"], "at least 1"),
+        (["--checkpoint", "none.pth"], "none.pth"), (["--host", "256.0.0.1"], "cannot listen"),
     ],
 )  # fmt: skip
 def test_bad_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

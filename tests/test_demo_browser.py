@@ -76,7 +76,8 @@ class Page:
 
     def __init__(self, browser, address: str, width: int = 1400, dark: bool = False) -> None:
         self.context = browser.new_context(
-            viewport={"width": width, "height": 1000}, accept_downloads=True, permissions=["clipboard-read", "clipboard-write", "camera"],
+            viewport={"width": width, "height": 1000}, accept_downloads=True,
+            permissions=["clipboard-read", "clipboard-write", "camera"],
         )  # fmt: skip
         self.page = self.context.new_page()
         self.errors: list[str] = []

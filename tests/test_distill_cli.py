@@ -58,8 +58,9 @@ def flags(toy: Path, output: Path, *more: object) -> list[str]:
     given = [
         "distill", "--teacher", toy / "teacher.safetensors", "--student", "bigltl_tiny", "--data", toy / "shards",
         "--stages", "1,2", "--steps", 4, 3, "--batch-size", 4, "--streams", 2, "--prompts", 2, "--lr", "1e-2", "1e-3",
-        "--warmup", 1, "--device", "cpu", "--precision", "float32", "--log-every", 1, "--save-every", 2, "--warm-start", 4,
-        "--workers", 0, "--keep-ratios", 1.0, 0.5, "--weight-layers", 0.1, "--weight-router", 0.1, "--output", output, *more,
+        "--warmup", 1, "--device", "cpu", "--precision", "float32", "--log-every", 1, "--save-every", 2, "--warm-start",
+        4, "--workers", 0, "--keep-ratios", 1.0, 0.5, "--weight-layers", 0.1, "--weight-router", 0.1, "--output",
+        output, *more,
     ]  # fmt: skip
     return [str(flag) for flag in given]
 
@@ -236,10 +237,10 @@ def test_a_converted_vit_b_survives_a_kill_on_one_and_two_processes(tmp_path):
     torch.manual_seed(0)
     save_sam(registry.sam_model_registry["vit_b"](), tmp_path / "teacher.safetensors")
     given = [
-        "distill", "--teacher", tmp_path / "teacher.safetensors", "--student", "bigltl_b", "--data", tmp_path / "shards",
-        "--stages", "1,2", "--steps", 2, "--batch-size", 2, "--streams", 2, "--accumulate", 1, "--prompts", 2, "--device", "cpu",
-        "--log-every", 1, "--save-every", 1, "--warm-start", 2, "--workers", 0, "--keep-ratios", 0.25, "--warmup", 1,
-        "--checkpointing", "--lr", "1e-5",
+        "distill", "--teacher", tmp_path / "teacher.safetensors", "--student", "bigltl_b", "--data",
+        tmp_path / "shards", "--stages", "1,2", "--steps", 2, "--batch-size", 2, "--streams", 2, "--accumulate", 1,
+        "--prompts", 2, "--device", "cpu", "--log-every", 1, "--save-every", 1, "--warm-start", 2, "--workers", 0,
+        "--keep-ratios", 0.25, "--warmup", 1, "--checkpointing", "--lr", "1e-5",
     ]  # fmt: skip
     command, killer = TESTS / "tiny_cli.py", tmp_path / "killer.py"
     killer.write_text(KILLER)

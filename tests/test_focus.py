@@ -78,7 +78,8 @@ def test_an_encoder_that_fails_forgets_the_boxes(predictor: SamPredictor, monkey
 
 @pytest.mark.parametrize(
     ("boxes", "message"),
-    [([[5, 5, 1, 1]], "no area"), ([[0, 0, float("nan"), 9]], "NaN"), ([[900, 0, 990, 9]], "outside"), ([[1, 2, 3]], "4 numbers")],
+    [([[5, 5, 1, 1]], "no area"), ([[0, 0, float("nan"), 9]], "NaN"), ([[900, 0, 990, 9]], "outside"), ([[1, 2, 3]],
+                                                                                                        "4 numbers")],
 )  # fmt: skip
 def test_bad_boxes_are_one_line(predictor: SamPredictor, boxes: list, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:

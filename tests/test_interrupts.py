@@ -174,8 +174,8 @@ def test_a_signal_ends_a_validation(shapes, tmp_path):
 def ended(script: Path, given: list[object], file: Path, number: int, group: bool) -> tuple[int, str]:
     """Exit code and stderr of a script that gets one signal when `file` is there, it alone or with its processes."""
     run = subprocess.Popen(
-        [sys.executable, script, *map(str, given)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [sys.executable, script, *map(str, given)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 150
@@ -193,7 +193,8 @@ def test_one_sigterm_ends_a_run_whose_photographs_never_come(count: int, group: 
     script.write_text(STUCK)
     given = [
         "train", "--model", "vit_tiny", "--data", shapes, "--images", shapes.parent / "images", "--output", folder,
-        "--steps", 40, "--batch-size", 2, "--prompts", 2, "--crop", 64, "--workers", count, "--device", "cpu", "--log-every", 3,
+        "--steps", 40, "--batch-size", 2, "--prompts", 2, "--crop", 64, "--workers", count, "--device", "cpu",
+        "--log-every", 3,
     ]  # fmt: skip
     code, errors = ended(script, given, folder / "log.csv", signal.SIGTERM, group)
     assert code == 130 and errors == "sam-bigltl train: interrupted\n", errors
@@ -205,8 +206,8 @@ def test_one_interrupt_ends_an_evaluation_whose_photographs_never_come(tmp_path)
     script.write_text(STUCK_TOP1)
     given = [
         "--data-dir", make_folder(tmp_path / "photos", each=3), "--model", "bigltl_tiny_patch16_224", "--model-kwargs",
-        "img_size=32", "patch_size=8", "depth=2", "embed_dim=32", "num_heads=2", "--batch-size", 2, "--workers", 1, "--device",
-        "cpu", "--output", folder,
+        "img_size=32", "patch_size=8", "depth=2", "embed_dim=32", "num_heads=2", "--batch-size", 2, "--workers", 1,
+        "--device", "cpu", "--output", folder,
     ]  # fmt: skip
     code, errors = ended(script, given, folder / "journal.jsonl", signal.SIGINT, group=True)
     assert code == 130 and errors.splitlines()[-1] == "imagenet_top1.py: interrupted", errors

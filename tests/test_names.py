@@ -149,8 +149,8 @@ def test_distill_and_its_cache(tmp_path):
             shutil.rmtree(out, ignore_errors=True)
             cli.main([str(value) for value in (
                 "distill", "--teacher", folder / f"{NAME}.safetensors", "--student", "bigltl_tiny", "--data",
-                folder / "images", "--steps", 2, "--batch-size", 4, "--warm-start", 2, "--workers", 0, "--device", "cpu",
-                "--cache", folder / "cache", "--output", out,
+                folder / "images", "--steps", 2, "--batch-size", 4, "--warm-start", 2, "--workers", 0, "--device",
+                "cpu", "--cache", folder / "cache", "--output", out,
             )])  # fmt: skip
     with open(out / "stage1" / "skipped.csv", newline="", encoding="utf-8") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["caf\\udce9.jpg"]
@@ -175,8 +175,8 @@ def test_plots_of_names(tmp_path):
     """Neither bytes that are not UTF-8 nor formulas of matplotlib."""
     name = f"$x^{{$ {NAME}.py:f"
     row = {
-        "model": name, "image_size": 64, "batch": 1, "keep_ratio": 1.0, "gmacs": 1.0, "dtype": "float32", "native": "no",
-        "compiled": "no", "memory": "default", "median_s": 1.0, "min_s": 1.0, "max_s": 1.0,
+        "model": name, "image_size": 64, "batch": 1, "keep_ratio": 1.0, "gmacs": 1.0, "dtype": "float32",
+        "native": "no", "compiled": "no", "memory": "default", "median_s": 1.0, "min_s": 1.0, "max_s": 1.0,
     }  # fmt: skip
     plot(tmp_path / f"{NAME}.png", [row])
     plot_memory(tmp_path / f"{NAME}.PDF", [{"round": 1, "resident_mb": 3.0}], name)

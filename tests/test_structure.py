@@ -54,7 +54,8 @@ def test_a_short_way_down():
     graph = grimp.build_graph("sam_bigltl", cache_dir=None)
     rooms = {f"sam_bigltl.{room}" for room in ROOMS}
     below = {
-        room: {other for other in rooms - {room} if graph.direct_import_exists(importer=room, imported=other, as_packages=True)}
+        room: {other for other in rooms - {room} if graph.direct_import_exists(importer=room, imported=other,
+                                                                               as_packages=True)}
         for room in rooms
     }  # fmt: skip
 

@@ -28,7 +28,8 @@ ROOT, TESTS = Path(__file__).resolve().parents[1], Path(__file__).resolve().pare
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"}
 PATIENCE = 150  # seconds of a process that would never end
 PAGE = b"<html>404 Not Found</html>"  # what a download script saves in place of a photograph
-CLASSIFIER = ["--model", "bigltl_tiny_patch16_224", "--model-kwargs", "img_size=32", "patch_size=8", "depth=2", "embed_dim=32",
+CLASSIFIER = ["--model", "bigltl_tiny_patch16_224", "--model-kwargs", "img_size=32", "patch_size=8", "depth=2",
+              "embed_dim=32",
               "num_heads=2", "--device", "cpu"]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """What a classifier keeps of its accuracy: a dense ViT trained from nothing, and big.LITTLE students of it.
 
-For every seed: a dense ViT; its conversion distilled with random keep ratios; the same with random tokens in place of the
-router's; the same from labels alone. All are scored on the same images at 1.0, 0.5 and 0.25, the distilled ones in faster
-formats too where `--dtype` asks for it.
+For every seed: a dense ViT; its conversion distilled with random keep ratios; the same with random tokens in place of
+the router's; the same from labels alone. All are scored on the same images at 1.0, 0.5 and 0.25, the distilled ones in
+faster formats too where `--dtype` asks for it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> tuple[dict[str, list[float]
     dense = timm.create_model("vit_tiny_patch16_224", **kwargs)
     dense.pretrained_cfg = dense.pretrained_cfg | {"crop_pct": 1.0}
     base = ClassifyConfig(
-        steps=args.steps, batch_size=args.batch_size, lr=args.lr, warmup=args.steps // 10, seed=seed, workers=args.workers,
-        save_every=args.steps, log_every=50, precision=args.precision, ema=0.0, scale=(args.least_crop, 1.0), hflip=args.hflip,
+        steps=args.steps, batch_size=args.batch_size, lr=args.lr, warmup=args.steps // 10, seed=seed,
+        workers=args.workers, save_every=args.steps, log_every=50, precision=args.precision, ema=0.0,
+        scale=(args.least_crop, 1.0), hflip=args.hflip,
     )  # fmt: skip
     config = replace(
         base, steps=args.student_steps, lr=args.student_lr, warmup=args.student_steps // 10, keep_ratio_range=(0.2, 1.0)

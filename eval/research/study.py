@@ -233,7 +233,8 @@ class Study:
         plan = Plan(keep_ratios=ratios, prompts=("box", "point"), clicks=clicks)
         records = evaluate(predictor, self.images, self.data / "images", plan)
         fixed = {
-            "cell": cell.name, "seed": seed, "steps": self.steps, "train_seconds": round(seconds, 1), "teacher": self.mark
+            "cell": cell.name, "seed": seed, "steps": self.steps, "train_seconds": round(seconds, 1),
+            "teacher": self.mark
         }  # fmt: skip
         new = not self.table.exists()
         self.table.parent.mkdir(parents=True, exist_ok=True)

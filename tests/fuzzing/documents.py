@@ -163,6 +163,7 @@ def make(folder: Path) -> Callable[[Random], None]:
                 prompt.clipped(SIZE)
 
     readers = (
-        read_annotations, read_annotations, train_on, crop, detect, score, difference, shard, journal, counts, index, prompts
+        read_annotations, read_annotations, train_on, crop, detect, score, difference, shard, journal, counts, index,
+        prompts
     )  # fmt: skip
     return lambda rng: rng.choice(readers)(rng)

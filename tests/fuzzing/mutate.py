@@ -8,15 +8,17 @@ from random import Random
 from typing import Any
 
 WORDS = (
-    "", "-", "--", "-1", "0", "1", "2.5", "nan", "inf", "-inf", "1e999", "1e-999", "auto", "None", "1,2", "1,2,3,4", ",", "1,",
-    "10,10,20,20", "9" * 400, "x" * 5000, "/", ".", "..", "/dev/null", "missing.json", "missing/folder", "a:b", "os:system",
-    "é", "\udcff", "\U0001f600", "a b", "*", "{0..3}.tar", "{", "cuda:99", "cpu", "meta", "mps", "float16", "int8", "--help",
-    "-h", "=", "k=v", "k=__import__('os')", "--box", "--point", "--keep-ratio", "--no-such-flag", "0x10", "1_000", "\n", "%s",
+    "", "-", "--", "-1", "0", "1", "2.5", "nan", "inf", "-inf", "1e999", "1e-999", "auto", "None", "1,2", "1,2,3,4",
+    ",", "1,", "10,10,20,20", "9" * 400, "x" * 5000, "/", ".", "..", "/dev/null", "missing.json", "missing/folder",
+    "a:b", "os:system", "é", "\udcff", "\U0001f600", "a b", "*", "{0..3}.tar", "{", "cuda:99", "cpu", "meta", "mps",
+    "float16", "int8", "--help", "-h", "=", "k=v", "k=__import__('os')", "--box", "--point", "--keep-ratio",
+    "--no-such-flag", "0x10", "1_000", "\n", "%s",
 )  # fmt: skip
 VALUES = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "1", "\0", "\ud800",
-    "../../etc/passwd", "é" * 300, [], [[]], {}, {"size": [2, 2], "counts": "04"}, [1, 2, 3], [None], ["a"], [[1, 2, 3, 4]],
-    {"size": [24, 32], "counts": [768]}, {"counts": "PP"}, [0, 0, 1e9, 1e9], [[0.0] * 6], [[1e6, 0, 0, 1e6, 5, 5]],
+    None, True, False, 0, 1, -1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "1", "\0",
+    "\ud800", "../../etc/passwd", "é" * 300, [], [[]], {}, {"size": [2, 2], "counts": "04"}, [1, 2, 3], [None], ["a"],
+    [[1, 2, 3, 4]], {"size": [24, 32], "counts": [768]}, {"counts": "PP"}, [0, 0, 1e9, 1e9], [[0.0] * 6],
+    [[1e6, 0, 0, 1e6, 5, 5]],
 )  # fmt: skip
 
 

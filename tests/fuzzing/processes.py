@@ -1,4 +1,5 @@
-"""Whole commands on folders of odd names and odd files, with worker processes, on odd terminals and full disks, interrupted.
+"""Whole commands on folders of odd names and odd files, with worker processes, on odd terminals and full disks,
+interrupted.
 
 Each command runs in a process of its own, which must end with a code of ours, without a traceback and alone.
 """
@@ -31,9 +32,10 @@ from .documents import SIZE, annotations
 from .mutate import mutate_bytes
 
 NAMES = (
-    b"a.jpg", b"b.png", b"caf\xe9.jpg", "caf\u00e9.jpg".encode(), b"\xff\xfe.png", b"-x.jpg", b"--help.jpg", b"a\nb.jpg", b"\x1b[31m.jpg",
-    b"..jpg", b" .jpg", b"a,b;c.jpg", b"%s{0..3}.jpg", b"=1+1.jpg", b"a\\b.jpg", b"x" * 240 + b".jpg", "\U0001f408.jpg".encode(),
-    b"pipe:touch PWNED #.jpg", b"http:x.jpg", b"IMG.2023.01.jpg", b".hidden.jpg", b"a.tif", b"a.jfif",
+    b"a.jpg", b"b.png", b"caf\xe9.jpg", "caf\u00e9.jpg".encode(), b"\xff\xfe.png", b"-x.jpg", b"--help.jpg",
+    b"a\nb.jpg", b"\x1b[31m.jpg", b"..jpg", b" .jpg", b"a,b;c.jpg", b"%s{0..3}.jpg", b"=1+1.jpg", b"a\\b.jpg",
+    b"x" * 240 + b".jpg", "\U0001f408.jpg".encode(), b"pipe:touch PWNED #.jpg", b"http:x.jpg", b"IMG.2023.01.jpg",
+    b".hidden.jpg", b"a.tif", b"a.jfif",
 )  # fmt: skip
 TARS = (
     b"a.tar",
@@ -165,24 +167,27 @@ def _segment(scene: _Scene) -> list[str]:
 def _distill(scene: _Scene) -> list[str]:
     data = scene.photos()[0] if scene.rng.random() < 0.5 else scene.shards()
     return [
-        "distill", "--teacher", "teacher.safetensors", "--student", "fuzz_little", "--data", data, "--steps", "2", "--streams", "1",
-        "--batch-size", "2", "--workers", scene.workers, "--warm-start", "2", "--device", "cpu", "--output", str(scene.output),
+        "distill", "--teacher", "teacher.safetensors", "--student", "fuzz_little", "--data", data, "--steps", "2",
+        "--streams", "1", "--batch-size", "2", "--workers", scene.workers, "--warm-start", "2", "--device", "cpu",
+        "--output", str(scene.output),
     ]  # fmt: skip
 
 
 def _train(scene: _Scene) -> list[str]:
     path, folder = scene.coco()
     return [
-        "train", "--model", "fuzz_dense", "--data", path, "--images", folder, "--steps", "2", "--batch-size", "2", "--workers",
-        scene.workers, "--rounds", "3", "--paste", "0.5", "--degrade", "0.5", "--device", "cpu", "--output", str(scene.output),
+        "train", "--model", "fuzz_dense", "--data", path, "--images", folder, "--steps", "2", "--batch-size", "2",
+        "--workers", scene.workers, "--rounds", "3", "--paste", "0.5", "--degrade", "0.5", "--device", "cpu",
+        "--output", str(scene.output),
     ]  # fmt: skip
 
 
 def _evaluate(scene: _Scene) -> list[str]:
     path, folder = scene.coco()
     return [
-        "eval", "--annotations", path, "--images", folder, "--checkpoint", str(scene.model), "--keep-ratio", "0.5", "--prompts", "box", "--box", "tight",
-        "--workers", scene.workers, "--device", "cpu", "--output", str(scene.output),
+        "eval", "--annotations", path, "--images", folder, "--checkpoint", str(scene.model), "--keep-ratio", "0.5",
+        "--prompts", "box", "--box", "tight", "--workers", scene.workers, "--device", "cpu", "--output",
+        str(scene.output),
     ]  # fmt: skip
 
 
@@ -199,15 +204,15 @@ _TINY = [
 
 def _classify(scene: _Scene) -> list[str]:
     return [
-        "train", "--task", "classify", "--data-dir", scene.classes(), *_TINY, "--steps", "2", "--batch-size", "2", "--workers",
-        scene.workers, "--device", "cpu", "--output", str(scene.output),
+        "train", "--task", "classify", "--data-dir", scene.classes(), *_TINY, "--steps", "2", "--batch-size", "2",
+        "--workers", scene.workers, "--device", "cpu", "--output", str(scene.output),
     ]  # fmt: skip
 
 
 def _top1(scene: _Scene) -> list[str]:
     return [
-        "--data-dir", scene.classes(), *_TINY, "--num-classes", "2", "--workers", scene.workers, "--device", "cpu", "--keep-ratio",
-        "0.5", "--output", str(scene.output),
+        "--data-dir", scene.classes(), *_TINY, "--num-classes", "2", "--workers", scene.workers, "--device", "cpu",
+        "--keep-ratio", "0.5", "--output", str(scene.output),
     ]  # fmt: skip
 
 

@@ -77,14 +77,16 @@ def make(folder: Path) -> Callable[[Random], None]:
         points = rng.randint(0, 3)
         predictor.predict(
             maybe(rng, array(rng, (points, 2))), maybe(rng, array(rng, (points,))), maybe(rng, array(rng, (4,))),
-            maybe(rng, array(rng, (1, 8, 8))) if rng.random() < 0.3 else None, image_index=rng.choice((0, 0, 0, 1, *NUMBERS)),
+            maybe(rng, array(rng, (1, 8, 8))) if rng.random() < 0.3 else None,
+            image_index=rng.choice((0, 0, 0, 1, *NUMBERS)),
         )  # fmt: skip
 
     def predict_torch(rng: Random) -> None:
         batch, points = rng.randint(0, 3), rng.randint(0, 3)
         predictor.predict_torch(
             maybe(rng, tensor(rng, (batch, points, 2))), maybe(rng, tensor(rng, (batch, points))),
-            maybe(rng, tensor(rng, (batch, 4))), maybe(rng, tensor(rng, (batch, 1, 8, 8))) if rng.random() < 0.3 else None,
+            maybe(rng, tensor(rng, (batch, 4))), maybe(rng, tensor(rng, (batch, 1, 8,
+                                                                         8))) if rng.random() < 0.3 else None,
         )  # fmt: skip
 
     def set_image(rng: Random) -> None:
