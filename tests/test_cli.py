@@ -76,7 +76,9 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "sam_bigltl.cli", "train", "--task", "classify", "--help"],
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
-    assert found.returncode == 2 and found.stderr.endswith("needs the package timm: pip install '.[all]' in the checkout\n")
+    assert found.returncode == 2 and found.stderr.endswith(
+        "needs the package timm: pip install '.[all]' in the checkout\n"
+    )
     assert found.stderr.count("\n") == 1
 
 

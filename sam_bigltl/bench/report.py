@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..data.tables import aligned
 from .cases import Case
 from .macs import Macs
 
@@ -110,12 +111,7 @@ def format_table(rows: Sequence[dict]) -> str:
             _shown(row["gmacs"], "{:.1f}"), _shown(row["gmacs_per_s"], "{:.0f}"),
             _shown(row["share_of_peak"], "{:.2f}"), _shown(memory, "{:.0f}"),
         ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = (
-        "  ".join(word.ljust(w) if i in (0, 3) else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths)))
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in text)
+    return aligned(lines, left=(0, 3))
 
 
 def format_name(row: dict[str, Any]) -> str:

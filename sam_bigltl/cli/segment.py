@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.images import read_image
+from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import parse_device
 from ..fast.precision import PRECISIONS, check_precision
@@ -119,12 +120,7 @@ def table(segments: Sequence[Segment]) -> str:
     rows = [("mask", "prompt", "predicted IoU", "area px", "decoder ms")]
     for number, s in enumerate(segments, start=1):
         rows.append((str(number), str(s.prompt), f"{s.predicted_iou:.3f}", str(s.mask.sum()), f"{s.decoder_ms:.1f}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(w) if column == 1 else cell.rjust(w) for column, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
+    return aligned(rows, left=(1,))
 
 
 def sum_ms(segments: Sequence[Segment]) -> float:

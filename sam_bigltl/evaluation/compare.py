@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.files import csv_text
+from ..data.tables import aligned
 from ..errors import InputError
 from .metrics import size_splits
 
@@ -136,13 +137,12 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
         mark = "*" if row["low"] is not None and (row["low"] > 0 or row["high"] < 0) else ""
         setting = [row[name] for name in ("prompt", "clicks", "keep_ratio_a", "keep_ratio_b", "split")]
         table.append((*map(str, setting), *numbers, interval, str(row["instances"]), str(row["images"]), mark))
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
     whole = [row for row in rows if row["split"] == "all"]
     paired, photos, only_a, only_b = (
         _span([row[name] for row in whole]) for name in ("instances", "images", "only_a", "only_b")
     )
-    lines += [
+    lines = [
+        aligned(table),
         "",
         f"Paired {paired} instances of {photos} images. Left out: {only_a} only in a, {only_b} only in b.",
         "a, b: mIoU in percent over the paired instances. Interval: paired bootstrap over images, "

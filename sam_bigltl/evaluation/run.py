@@ -14,6 +14,7 @@ import torch
 
 from ..data.coco import CocoImage, Usage, check_image_files, read_coco
 from ..data.files import csv_cell, sha256, whole_file
+from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import device_name
 from .detections import Detection, Truth, load_detections, write_results
@@ -249,8 +250,7 @@ def format_table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary's rows as aligned plain text, percentages with one decimal and "-" for an empty split."""
     header = list(summary[0])
     cells = [header] + [[_cell(name, row[name]) for name in header] for row in summary]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+    return aligned(cells)
 
 
 def _cell(name: str, value: Any) -> str:
