@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the shipped weights lie in checkpoints/, and are `sam_bigltl/weights/` once installed."""
+"""What pyproject.toml cannot say: the weights lie in checkpoints/, and are `sam_bigltl/weights/` once installed."""
 
 from setuptools import find_packages, setup
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 - after the backend is chosen
-import torch  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle  # noqa: E402
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from sam_bigltl.errors import ArgumentParser, InputError, run_cli  # noqa: E402
-from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig  # noqa: E402
-from sam_bigltl.modeling.registry import ENCODERS  # noqa: E402
-from sam_bigltl.modeling.trunk import heads_of  # noqa: E402
+from sam_bigltl.errors import ArgumentParser, InputError, run_cli
+from sam_bigltl.modeling.encoder import BigLittleEncoder, EncoderConfig
+from sam_bigltl.modeling.registry import ENCODERS
+from sam_bigltl.modeling.trunk import heads_of
 
 BIG, BIG_LIGHT = "#1f5fa8", "#d6e4f5"
 LITTLE, LITTLE_LIGHT = "#c77700", "#fde9c9"
@@ -175,8 +175,9 @@ def draw_stage(ax: Axes, own: Numbers, y: float) -> None:
     path(ax, [(end + 1.4, middle_top), (17.12, middle_top), (17.12, y + 2.85)], BIG)
     path(ax, [(end + 1.4, middle_low), (17.12, middle_low), (17.12, y + 1.15)], LITTLE)
     ax.text(left, top + height + 0.28,
-            f"big path: K tokens, {config.num_heads} heads; a P-block is SAM's block, {millions(own.p_block)} parameters, "
-            f"and {millions(own.added)} for the little stream", fontsize=NORMAL, color=BIG, va="center")  # fmt: skip
+            f"big path: K tokens, {config.num_heads} heads; a P-block is SAM's block, "
+            f"{millions(own.p_block)} parameters, and {millions(own.added)} for the little stream",
+            fontsize=NORMAL, color=BIG, va="center")  # fmt: skip
     ax.text(left, low - 0.3,
             f"little path: all N tokens, {heads_of(config.little_dim)} heads, {config.little_dim} channels; "
             f"an E-block has {millions(own.e_block)} parameters", fontsize=NORMAL, color=LITTLE,
@@ -221,7 +222,8 @@ def draw(key: str, keep_ratio: float) -> plt.Figure:
     ax.axis("off")
     width = own.config.dim // own.config.num_heads
     titles = {
-        11.6: f"{key}: {own.config.depth} layers in {len(own.config.stages)} stages; each ends at a layer with global attention",
+        11.6: f"{key}: {own.config.depth} layers in {len(own.config.stages)} stages; "
+        "each ends at a layer with global attention",
         8.75: f"One stage at keep_ratio {keep_ratio:g}",
         3.05: f"Inside a P-block: {own.config.num_heads} heads of {width} channels",
     }

@@ -1,6 +1,7 @@
 """Make the shipped weights from the data: a dense teacher in phases, then its big.LITTLE student.
 
-    python eval/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json --runs runs
+    python eval/make_mini.py --data data/train.json data/train_2.json --images data/images --val data/dev.json \
+        --runs runs
 
 Interrupted, the same command goes on where it was. Each phase is one `sam-bigltl` command, printed before it runs, with
 a folder of its own in --runs; a phase that is finished is not run again. --install writes both files in float16 to
@@ -45,8 +46,8 @@ TEACHER = (
           "--final-lr 0.1 --warmup 20 --ema 0.99 --steps 900 --seed 32"),
     # What inference sees.
     Phase("frames",
-          f"{_ROUNDS} --round-prompts 3 --scale 0.7 1.3 --as-is 0.6 --batch-size 8 --lr 3e-4 --final-lr 0.02 --warmup 8 "
-          "--ema 0.95 --steps 100 --seed 33"),
+          f"{_ROUNDS} --round-prompts 3 --scale 0.7 1.3 --as-is 0.6 --batch-size 8 --lr 3e-4 --final-lr 0.02 "
+          "--warmup 8 --ema 0.95 --steps 100 --seed 33"),
 )  # fmt: skip
 STUDENT = (
     Phase("little",
@@ -58,7 +59,7 @@ STUDENT = (
 def command(phase: Phase, before: Path | None, args: argparse.Namespace) -> list[str]:
     """The words of a phase of the teacher, which starts from the file `before`."""
     words = ["train", "--model", "vit_mini", "--data", *map(str, args.data), "--images", str(args.images)]
-    words += phase.flags.split() + ["--output", str(args.runs / phase.name)]
+    words += [*phase.flags.split(), "--output", str(args.runs / phase.name)]
     return words + _start(args.runs / phase.name, before) + _validation(args)
 
 

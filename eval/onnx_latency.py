@@ -1,4 +1,4 @@
-"""Measure ONNX Runtime against torch. See `python eval/onnx_latency.py --help` and `sam_bigltl/latency/onnx_runtime.py`."""
+"""Measure ONNX Runtime against torch. See `python eval/onnx_latency.py --help`, `sam_bigltl/bench/onnx_runtime.py`."""
 
 from sam_bigltl.bench.onnx_runtime import main
 

@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
             result = model(images).softmax(dim=1)
             times.append((time.perf_counter() - start) * 1e3)
         route = model.last_route.groups[0].indices.shape[1]
-        print(f"keep_ratio {ratio:g}: {route} of {model.patch_embed.num_patches} patches big, {min(times[1:]):.1f} ms, class "
-              f"{result.argmax().item()}, max abs difference {(result - expected).abs().max():.1e}")  # fmt: skip
+        print(f"keep_ratio {ratio:g}: {route} of {model.patch_embed.num_patches} patches big, {min(times[1:]):.1f} ms, "
+              f"class {result.argmax().item()}, max abs difference {(result - expected).abs().max():.1e}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
     records = sorted(generator.generate(image), key=lambda record: record["area"], reverse=True)
     for number, record in enumerate(records, start=1):
         print(
-            f"{number:>3}  {record['area']:>7} pixels  bbox {record['bbox']}  predicted IoU {record['predicted_iou']:.3f}"
+            f"{number:>3}  {record['area']:>7} pixels  bbox {record['bbox']}"
+            f"  predicted IoU {record['predicted_iou']:.3f}"
         )
     path = Path(args.out) / "everything.png"
     write_image(path, overlay(image, [record["segmentation"] for record in records]))

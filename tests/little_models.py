@@ -26,7 +26,7 @@ def enliven(encoder: nn.Module, seed: int = 0) -> None:
             noise = torch.randn(value.shape, generator=generator)
             if name.endswith("running_var"):
                 value.copy_(1 + 0.2 * noise.abs())
-            elif "norm" in name and name.endswith("weight") or name.endswith(".1.weight"):
+            elif ("norm" in name and name.endswith("weight")) or name.endswith(".1.weight"):
                 value.copy_(1 + 0.1 * noise)
             else:
                 value.copy_((0.2 if "pos" in name else 0.12) * noise)

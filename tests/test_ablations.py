@@ -200,7 +200,7 @@ def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
         assert table.read_text().startswith(before)
         rows = list(csv.DictReader(table.open(newline="")))
-        assert [row["cell"] for row in rows] == sum(([n] * k for n, k in zip(names, (4, 20, 4, 4, 6))), [])
+        assert [row["cell"] for row in rows] == [n for n, k in zip(names, (4, 20, 4, 4, 6)) for _ in range(k)]
         assert {row["keep_ratio"] for row in rows if row["cell"] == "a-one-checkpoint"} == {
             str(r) for r in study.RATIOS
         }

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,7 +298,7 @@ def test_a_cache_is_one_teachers_at_one_precision(teacher, sources, tmp_path):
     fill_cache(tmp_path, sources["folder"], teacher, "float32")
     other = registry.build_sam(tiny_cli.TINY["vit_tiny"])  # of other random weights
     for sam, precision in ((other, "float32"), (teacher, "bfloat16")):
-        refused(lambda: fill_cache(tmp_path, sources["folder"], sam, precision), "another teacher")
+        refused(partial(fill_cache, tmp_path, sources["folder"], sam, precision), "another teacher")
     path = next(tmp_path.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-8])
     refused(lambda: fill_cache(tmp_path, sources["folder"], teacher, "float32"), path.name, "damaged")

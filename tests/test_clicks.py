@@ -28,7 +28,7 @@ def test_the_model_is_sams_size_with_the_shipped_decoder() -> None:
     assert predictor.features.shape == (1, 256, 64, 64)
     masks, _, low_res = predictor.predict(box=np.array([5, 5, 40, 30]))
     assert masks.shape[1:] == picture().shape[:2] and low_res.shape == (3, 256, 256)
-    height, width = predictor.input_size  # beyond the photograph there is nothing
+    height, _ = predictor.input_size  # beyond the photograph there is nothing
     beyond = predictor.features[..., height // 16 + 1 :, :]
     assert predictor.features.abs().sum() > 0 and beyond.abs().sum() == 0
 

@@ -254,7 +254,7 @@ def test_detections_with_other_spellings_of_ids(data: SimpleNamespace, tmp_path:
 def test_missing_areas_are_those_of_the_masks(data: SimpleNamespace) -> None:
     for change in (lambda entry: entry.pop("area"), lambda entry: entry.update(area=None)):
         data.write(changed(each("annotations", change)))
-        images, usage = read_coco(data.json)
+        images, _ = read_coco(data.json)
         found = {annotation.id: annotation.area for image in images for annotation in image.annotations}
         assert {number: found[number] for number in TARGETS} == {n: mask.sum() for n, mask in TARGETS.items()}
     with pytest.raises(InputError, match="nothing is left to use .annotations: 0 used, 6 left out .6 with area < 1000"):

@@ -85,7 +85,7 @@ def test_conversion_without_positions(rel_pos: bool, abs_pos: bool, attends_all:
         img_size=64, embed_dim=32, depth=2, num_heads=4, out_chans=32, use_rel_pos=rel_pos, use_abs_pos=abs_pos,
         window_size=3, global_attn_indexes=attends_all, qkv_bias=rel_pos,
     )  # fmt: skip
-    for name, parameter in sam.image_encoder.named_parameters():
+    for parameter in sam.image_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     big = convert_sam(sam)
     assert (embed(big, 1.0) - embed(sam.eval())).abs().max() < TOLERANCE

@@ -1,4 +1,4 @@
-"""The demo without a browser: scenes and their history, photographs, sessions, the engine, downloads, the command line."""
+"""The demo without a browser: scenes, their history, photographs, sessions, the engine, downloads, the command line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The demo in a real Chromium: `make test-browser`. Screenshots go to the folder that SCREENSHOTS names, if it does."""
 
+# ruff: noqa: E402 - what needs an optional package is imported after the check for it
 from __future__ import annotations
 
 import json
@@ -90,7 +91,8 @@ class Page:
         before = self.answer
         act()
         self.page.wait_for_function(
-            "before => (document.querySelector('#canvas [data-answer], #canvas[data-answer]')?.dataset.answer || '') !== before",
+            "before => (document.querySelector('#canvas [data-answer], #canvas[data-answer]')?.dataset.answer || '') "
+            "!== before",
             arg=before, timeout=20000,
         )  # fmt: skip
 
@@ -335,7 +337,8 @@ def test_drop_paste_webcam_and_examples(page: Page, photo: Path) -> None:
     hand_in = """async ([bytes, kind]) => {
         const file = new File([new Uint8Array(bytes)], kind + '.png', { type: 'image/png' }), data = new DataTransfer();
         data.items.add(file);
-        if (kind === 'drop') document.querySelector('#canvas .stage').dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }));
+        const stage = document.querySelector('#canvas .stage');
+        if (kind === 'drop') stage.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }));
         else document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }));
     }"""
     for kind in ("drop", "paste"):

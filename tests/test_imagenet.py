@@ -1,4 +1,4 @@
-"""Accuracy of classifiers: counting by hand, going on after an interruption, the script, object crops, costs by layer."""
+"""Accuracy of classifiers: counting by hand, going on after an interrupt, the script, object crops, costs by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals and bad input in a run: one is enough, also while it waits for photographs, and nothing that is done is lost."""
+"""Signals and bad input in a run: one is enough, also while it waits for photographs, and nothing done is lost."""
 
 from __future__ import annotations
 

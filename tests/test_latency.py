@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ class TinyEncoder(nn.Module):
 class TinyRoutedEncoder(TinyEncoder):
     """Also records the keep_ratio and the dtype of every call in a list that its copies share."""
 
-    seen: list[tuple[float, torch.dtype]] = []
+    seen: ClassVar[list[tuple[float, torch.dtype]]] = []
     keep_ratio = 1.0
     is_dense = False
 

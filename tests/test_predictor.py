@@ -49,7 +49,7 @@ def prompts(height, width):
         dict(point_coords=points, point_labels=np.array([1, -1, 0.0]), box=box),
         dict(box=box),
         dict(box=box.astype(np.float32)[None], multimask_output=False),
-        dict(box=box + (-width, 0, 5, 3), return_logits=True),
+        dict(box=box + np.array([-width, 0, 5, 3]), return_logits=True),
         dict(mask_input=mask),
         dict(point_coords=points, point_labels=labels, box=box, mask_input=mask, return_logits=True),
         dict(point_coords=points * 3 - 40, point_labels=labels, multimask_output=False, return_logits=True),

@@ -1,5 +1,6 @@
 """What holds for any prompt, image size, keep_ratio, mask and grid, on examples that hypothesis draws."""
 
+# ruff: noqa: E402 - what needs an optional package is imported after the check for it
 from __future__ import annotations
 
 import math

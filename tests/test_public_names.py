@@ -15,8 +15,8 @@ from sam_bigltl.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 
 NAMES = {
-    "sam_bigltl": "BigLittleClassifier BigLittleEncoder EncoderConfig InputError SamAutomaticMaskGenerator SamPredictor "
-    "convert_sam load_sam sam_model_registry save_sam",
+    "sam_bigltl": "BigLittleClassifier BigLittleEncoder EncoderConfig InputError SamAutomaticMaskGenerator "
+    "SamPredictor convert_sam load_sam sam_model_registry save_sam",
     "sam_bigltl.automatic": "SamAutomaticMaskGenerator",
     "sam_bigltl.classifier": "BigLittleClassifier BigLittleDistilledClassifier",
     "sam_bigltl.cli": "COMMANDS main",
@@ -56,8 +56,8 @@ COMMANDS_AND_TASKS = {
 SCRIPTS = (
     "demo/app.py demo/failures.py demo/quickstart.py eval/classify_study.py eval/click_latency.py eval/coco_miou.py "
     "eval/digits.py eval/draw_architecture.py eval/exactness.py eval/fuzz.py eval/imagenet_top1.py eval/latency.py "
-    "eval/layer_cost.py eval/lvis_miou.py eval/make_mini.py eval/memory.py eval/mini_candidates.py eval/object_crops.py "
-    "eval/onnx_latency.py eval/study.py eval/throughput.py"
+    "eval/layer_cost.py eval/lvis_miou.py eval/make_mini.py eval/memory.py eval/mini_candidates.py "
+    "eval/object_crops.py eval/onnx_latency.py eval/study.py eval/throughput.py"
 ).split()
 
 

@@ -38,7 +38,7 @@ def summary(room: str) -> str:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_says_what_is_in_it_and_what_it_may_use(room):
-    assert "use" in summary(room) and 1 < len(summary(room).splitlines()) < 8 or room == "cli"
+    assert ("use" in summary(room) and 1 < len(summary(room).splitlines()) < 8) or room == "cli"
 
 
 def test_imports_go_one_way():

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_learning_rate():
     rates = [learning_rate(config, step) for step in range(100)]
     assert np.allclose(rates[:10], np.arange(1, 11) * 0.2)
     assert rates[10] == 2.0 and rates[55] == pytest.approx(2 * 0.55) and 0.2 < rates[99] < 0.203
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
 
 
 def test_the_average_follows_the_weights(shapes, tmp_path):

@@ -1,4 +1,4 @@
-"""Training in rounds, with pasted objects, several files and balanced sources; and runs that end before their schedule."""
+"""Training in rounds, with pasted objects, several files, balanced sources; and runs that end before their schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pip install` and a source distribution bring: everything that runs, with the shipped weights, and nothing else."""
+"""What `pip install` and a source distribution bring: everything that runs, the shipped weights, and nothing else."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ class PrunedEncoder(BigLittleEncoder):
     @torch.no_grad()
     def _attention_drawn(self, block: nn.Module, x: Tensor) -> Tensor:
         """Mean attention that each token's key draws from a grid of 49 queries, (B, N)."""
-        batch, count, dim = x.shape
+        batch, count, _ = x.shape
         q, k, _ = block.attn.qkv(block.norm1(x)).view(batch, count, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
         queries = torch.linspace(0, count - 1, 49, device=x.device).long()
         return ((q[:, :, queries] * block.attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=(1, 2))
@@ -286,7 +286,7 @@ class MergedEncoder(BigLittleEncoder):
         return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
 
     def _merged(self, block: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
-        batch, count, dim = x.shape
+        _, count, dim = x.shape
         keep = max(1, round(self.merge_ratio * count))
         kept, source, target = _match(x.detach(), geometry.grid, count - keep)
         merged = x.scatter_reduce(1, target[..., None].expand(-1, -1, dim), x.gather(1, _wide(source, dim)), "mean")

@@ -16,9 +16,11 @@ LIMIT = 60.0  # seconds until a child counts as hanging
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: its exit code, minus the signal's number where one ended it; what it wrote; whether it was
-    ended
-    by us because it hung, and whether it left processes behind."""
+    """How a child ended.
+
+    Its exit code, minus the signal's number where one ended it; what it wrote; whether it was ended by us because it
+    hung, and whether it left processes behind.
+    """
 
     code: int
     output: str

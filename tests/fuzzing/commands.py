@@ -1,4 +1,4 @@
-"""Command lines. Each one ends in something that is refused before long work starts, whatever the words before it say."""
+"""Command lines. Each one ends in something that is refused before long work starts, whatever the words before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from random import Random
 
 from .mutate import mutate_words
 
-_TRAIN = "--data d.json --images i --model vit_mini --output o --steps 3 --lr 1e-3 --keep-ratios 1 0.5 --crop 64 --scale 0.5 2"
+_TRAIN = (
+    "--data d.json --images i --model vit_mini --output o --steps 3 --lr 1e-3 --keep-ratios 1 0.5 --crop 64 "
+    "--scale 0.5 2"
+)
 _CLASSIFY = "--output o --steps 3 --model bigltl_tiny_patch16_224 --keep-ratios 1 0.5 --mixup 0.8 --scale 0.5 1"
 _EVAL = (
     "--images i --checkpoint c --keep-ratio 1.0 0.5 --prompts box point --clicks 1 3 --output o --min-area 2 --limit 3"

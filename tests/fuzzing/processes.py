@@ -1,7 +1,7 @@
-"""Whole commands on folders of odd names and odd files, with worker processes, on odd terminals and full disks,
-interrupted.
+"""Whole commands on folders of odd names and odd files, with worker processes.
 
-Each command runs in a process of its own, which must end with a code of ours, without a traceback and alone.
+They run on odd terminals and full disks, and are interrupted. Each command runs in a process of its own, which must end
+with a code of ours, without a traceback and alone.
 """
 
 from __future__ import annotations
