@@ -294,7 +294,7 @@ def test_crop_stays_in_the_image_and_is_square_where_it_can() -> None:
 def test_matplotlib_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_matplotlib()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=re.escape('pip install matplotlib')) as error:
+    with pytest.raises(InputError, match=re.escape("pip install matplotlib")) as error:
         check_matplotlib()
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="matplotlib"):
