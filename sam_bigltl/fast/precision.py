@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .quantize import Routed, quantize_encoder
+from .quantize import quantize_encoder
+
+# What this project's ViTs have and others lack. By hasattr: a Protocol sees no parts of a module from Python 3.12 on.
+_OURS = ("blocks", "pos_embed", "keep_ratio")
 
 # Each with the dtype of its activations. No float16: it overflows in the LayerNorms of these encoders.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}
@@ -26,9 +29,9 @@ def set_precision(encoder: nn.Module, name: str) -> nn.Module:
     int8 is for inference, for this project's encoders, and cannot be undone. Raises InputError.
     """
     if name == "int8":
-        if not isinstance(encoder, Routed):
+        if not all(hasattr(encoder, part) for part in _OURS):
             raise InputError("int8 is for this project's encoders only: convert the model first")
-        check_precision(name, encoder.pos_embed.device)
+        check_precision(name, next(encoder.parameters()).device)
         return quantize_encoder(encoder)
     check_precision(name, torch.device("cpu"))
     return encoder.to(PRECISIONS[name])

@@ -7,7 +7,7 @@ products: twice as fast as bfloat16 ones with AVX512-VNNI, and on processors wit
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -15,16 +15,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .native import ops
-
-
-@runtime_checkable
-class Routed(Protocol):
-    """This project's ViTs, by what others lack: an encoder or a classifier whose blocks can be quantized."""
-
-    blocks: nn.ModuleList | nn.Sequential
-    pos_embed: nn.Parameter
-    keep_ratio: object
-
 
 _ZERO = 128  # oneDNN's fast kernels take unsigned activations: 128 stands for 0
 
