@@ -35,6 +35,7 @@ class Phase:
 
 
 _ROUNDS = "--balance source --rounds 8 --optimizer muon"
+_AGAIN = "--balance source --rounds 6 --optimizer muon --box-share 0.75"
 TEACHER = (
     # Parts of the frame: ten times as many images a second as whole frames, objects of all sizes.
     Phase("crops",
@@ -48,11 +49,18 @@ TEACHER = (
     Phase("frames",
           f"{_ROUNDS} --round-prompts 3 --scale 0.7 1.3 --as-is 0.6 --batch-size 8 --lr 3e-4 --final-lr 0.02 "
           "--warmup 8 --ema 0.95 --steps 100 --seed 33"),
+    # From here on each image of a batch has a random generator of its own, and two processes share the batch.
+    Phase("more_crops",
+          f"{_AGAIN} --crop 224 --scale 0.3 1.5 --as-is 0.25 --paste 0.25 --degrade 0.15 --batch-size 24 --lr 7e-4 "
+          "--final-lr 0.08 --warmup 40 --ema 0.995 --steps 1800 --until 952 --seed 51"),
+    Phase("more_frames",
+          f"{_AGAIN} --round-prompts 3 --scale 0.6 1.3 --as-is 0.6 --batch-size 8 --lr 4e-4 --final-lr 0.02 "
+          "--warmup 4 --ema 0.95 --steps 120 --seed 53"),
 )  # fmt: skip
 STUDENT = (
     Phase("little",
-          "--stages 1 --steps 60 --batch-size 8 --streams 1 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
-          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 43"),
+          "--stages 1 --steps 60 --batch-size 8 --streams 2 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
+          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 44"),
 )  # fmt: skip
 
 
@@ -89,9 +97,10 @@ def _merged(args: argparse.Namespace) -> Path:
     return path
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str], processes: int) -> None:
     print("sam-bigltl " + shlex.join(words), flush=True)
-    code = subprocess.call([sys.executable, "-m", "sam_bigltl.cli", *words])
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    code = subprocess.call([sys.executable, *launch, "-m", "sam_bigltl.cli", *words])
     if code:
         raise SystemExit(code)
 
@@ -102,18 +111,20 @@ def run(args: argparse.Namespace) -> None:
         if not path.exists():
             raise InputError(f"no file or folder {path}")
     args.runs.mkdir(parents=True, exist_ok=True)
-    before = None
-    for phase in TEACHER:
+    before, names = args.init, [phase.name for phase in TEACHER]
+    if args.init and not args.init.is_file():
+        raise InputError(f"no file {args.init}")
+    for phase in TEACHER[names.index(args.first) :]:
         made = args.runs / phase.name / "model.safetensors"
         if not made.exists():
-            _run(command(phase, before, args))
+            _run(command(phase, before, args), args.processes)
         before = made
     teacher, before = before, None
     for phase in STUDENT:
         stage = phase.flags.split("--stages ")[1].split()[0].split(",")[-1]
         made = args.runs / phase.name / f"stage{stage}" / "model.safetensors"
         if not made.exists():
-            _run(distillation(phase, teacher, before, args))
+            _run(distillation(phase, teacher, before, args), args.processes)
         before = made
     if args.install:
         for source, name in ((teacher, "vit_mini"), (before, "bigltl_mini")):
@@ -131,5 +142,11 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their photographs")
     parser.add_argument("--val", type=Path, metavar="JSON", help="masks to validate on, which choose nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the phases (runs)")
+    parser.add_argument(
+        "--first", choices=[phase.name for phase in TEACHER], default=TEACHER[0].name, metavar="PHASE",
+        help="begin with this phase of the teacher, from --init (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--init", type=Path, metavar="CKPT", help="a vit_mini to begin with, such as the shipped one")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that share each batch (1)")
     parser.add_argument("--install", action="store_true", help="write both files to checkpoints/ in float16 at the end")
     run_cli(parser.prog, run, parser.parse_args())

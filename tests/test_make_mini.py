@@ -13,6 +13,7 @@ pytest.importorskip("accelerate")
 
 from sam_bigltl.cli import distill as distill_cli
 from sam_bigltl.cli import train as cli
+from sam_bigltl.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "eval" / "make_mini.py"
 
@@ -31,7 +32,16 @@ def args(tmp_path):
     for name in ("a.json", "b.json"):
         (tmp_path / name).write_text('{"images": [{"id": 1}], "annotations": [{"id": 2}]}')
     data = [tmp_path / "a.json", tmp_path / "b.json"]
-    return argparse.Namespace(data=data, images=tmp_path, val=tmp_path / "a.json", runs=tmp_path / "runs")
+    return argparse.Namespace(
+        data=data,
+        images=tmp_path,
+        val=tmp_path / "a.json",
+        runs=tmp_path / "runs",
+        init=None,
+        first="crops",
+        processes=1,
+        install=False,
+    )
 
 
 def parsed(module, words: list[str]) -> argparse.Namespace:
@@ -53,7 +63,7 @@ def test_every_phase_is_a_command(recipe, args):
 def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, args, monkeypatch):
     commands = []
 
-    def pretend(words: list[str]) -> None:
+    def pretend(words: list[str], processes: int) -> None:
         commands.append(words)
         folder = Path(words[words.index("--output") + 1])
         folder /= "stage1" if words[0] == "distill" else ""
@@ -61,7 +71,6 @@ def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, arg
         (folder / "model.safetensors").touch()
 
     monkeypatch.setattr(recipe, "_run", pretend)
-    args.install = False
     recipe.run(args)
     assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)
     assert "--init" not in commands[0] and commands[1][commands[1].index("--init") + 1].endswith(
@@ -72,3 +81,20 @@ def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, arg
     last = args.runs / recipe.TEACHER[-1].name
     (last / "model.safetensors").rename(last / "state.pt")
     assert "--resume" in recipe.command(recipe.TEACHER[-1], None, args)
+
+
+def test_it_goes_on_from_a_checkpoint(recipe, args, monkeypatch):
+    commands = []
+
+    def pretend(words: list[str], processes: int) -> None:
+        commands.append((words, processes))
+
+    monkeypatch.setattr(recipe, "_run", pretend)
+    args.init, args.first, args.processes = args.data[0], "more_frames", 2
+    recipe.run(args)
+    (words, processes), (student, _) = commands
+    assert words[words.index("--init") + 1] == str(args.init) and processes == 2
+    assert words[words.index("--output") + 1].endswith("more_frames") and student[0] == "distill"
+    args.init = args.data[0].with_name("none")
+    with pytest.raises(InputError, match="none"):
+        recipe.run(args)
