@@ -12,9 +12,9 @@ from sam_bigltl.segment import Prompt, draw_segments, load_predictor, segment_pr
 from sam_bigltl.visualize import side_by_side
 
 FAILURES = (
-    ("astronaut", Prompt(box=(25, 5, 440, 511)), "a part of the shuttle comes along"),
+    ("astronaut", Prompt(box=(25, 5, 440, 511)), "holes in the suit; a part of the shuttle comes along"),
     ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes half of the helmet and hair"),
-    ("coffee", Prompt(points=((290, 140),), labels=(1,)), "a point in the cup gives the coffee"),
+    ("coffee", Prompt(points=((300, 350),), labels=(1,)), "a point on the saucer gives a part of it"),
     ("coffee", Prompt(box=(155, 75, 430, 300)), "the cup without a part of its inside"),
 )
 

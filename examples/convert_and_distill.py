@@ -44,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
         error = (student.features - dense.features).square().mean() / dense.features.square().mean()
         print(f"keep_ratio {ratio:g}: squared error of the embedding, relative to its square: {error:.1e}")
 
-    # 3. As on the command line:
-    # sam-bigltl distill --teacher TEACHER --student bigltl_mini --init converted.safetensors --data pictures/ ...
+    # 3. As sam-bigltl distill --teacher TEACHER --student bigltl_mini --init converted.safetensors --data pictures/ ...
     options = f"--steps {args.steps} --batch-size 2 --warmup 1 --ema 0.5 --workers 0".split()
     paths = ["--init", str(converted), "--data", str(out / "pictures"), "--output", str(out / "run")]
     sam_bigltl(["distill", "--teacher", str(teacher), "--student", args.student, *paths, *options])

@@ -20,10 +20,10 @@ PROMPTS: dict[str, dict[str, Prompt]] = {
     },
     "coffee": {
         "spoon": Prompt(box=(320, 245, 400, 325)),
-        "cup and saucer": Prompt(points=((300, 350),), labels=(1,)),
+        "coffee": Prompt(points=((300, 140),), labels=(1,)),
     },
     "chelsea": {
-        "nose": Prompt(box=(240, 215, 295, 262)),
+        "eye": Prompt(box=(143, 80, 208, 146)),
         "cat": Prompt(points=((250, 150),), labels=(1,)),
     },
 }
