@@ -140,8 +140,6 @@ def _finish(
     records = [on_record[image.id] for image in found.images]
     results = [result for record in records for result in record.results]
     summary = summary_rows(records, job.plan)
-    of_sources = {image.id for image in found.images if image.source in job.sources}
-    part = summary_rows([record for record in records if record.image_id in of_sources], job.plan)
     unread = [record for record in records if record.error]
     usage = _usage(found, unread, summary)
     report: dict[str, Any] = {
@@ -150,7 +148,8 @@ def _finish(
         "unreadable": {str(record.image_id): record.error for record in unread},
     }  # fmt: skip
     if job.sources:
-        report["sources"] = {"names": job.sources, "summary": part}
+        mine = [record for record, image in zip(records, found.images) if image.source in job.sources]
+        report["sources"] = {"names": job.sources, "summary": summary_rows(mine, job.plan)}
     if found.detections is not None:
         report["average_precision"] = _write_detections(job, records, found)
     _write_instances(job.output / "instances.csv", results)
@@ -159,7 +158,7 @@ def _finish(
     if summary:
         print(format_table(summary))
         if job.sources:
-            print(f"of these, from {', '.join(job.sources)}:\n{format_table(part)}")
+            print(f"of these, from {', '.join(job.sources)}:\n{format_table(report['sources']['summary'])}")
     if found.detections is not None:
         print(format_table(report["average_precision"]))
     if pace.images:
