@@ -76,7 +76,11 @@ def activations(fitted, group: int) -> tuple[np.ndarray, list[np.ndarray], np.nd
     states: dict[int, torch.Tensor] = {}
     for layer in (layers[0], layers[-1]):
         block = encoder.blocks[layer]
-        hooks.append(block.register_forward_pre_hook(lambda _, args, layer=layer: states.update({layer: args[0][0].flatten(0, 1)})))
+        hooks.append(
+            block.register_forward_pre_hook(
+                lambda _, args, layer=layer: states.update({layer: args[0][0].flatten(0, 1)})
+            )
+        )
         hooks.append(block.register_forward_hook(lambda _, __, out: states.update({-1: out[0].flatten(0, 1)})))
     encoder.keep_ratio = 1.0
     for image in fitted.fit:

@@ -89,7 +89,7 @@ def _converted(block: Block, little_dim: int) -> PBlock:
     mlp: Any = block.mlp
     dim = attention.qkv.in_features
     rate = getattr(block.drop_path1, "drop_prob", 0.0) or 0.0
-    big = PBlock(dim, attention.num_heads, mlp.fc1.out_features / dim, 0, 0, little_dim, rate)
+    big: Any = PBlock(dim, attention.num_heads, mlp.fc1.out_features / dim, 0, 0, little_dim, rate)
     norms: tuple[tuple[nn.LayerNorm, Any], ...] = ((big.norm1, block.norm1), (big.norm2, block.norm2))
     for mine, theirs in norms:
         mine.eps = theirs.eps

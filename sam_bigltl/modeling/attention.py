@@ -85,9 +85,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
     if torch.is_grad_enabled():
         return _attend_at_once(q, k, v, rel_h, rel_w, scale)
-    if _is_exporting() or torch.jit.is_tracing():  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
-        parts = zip(q.split(_QUERIES, dim=2), rel_h.split(_QUERIES, dim=2), rel_w.split(_QUERIES, dim=2))
-        return torch.cat([_attend_at_once(own_q, k, v, own_h, own_w, scale) for own_q, own_h, own_w in parts], dim=2)
+    if (
+        _is_exporting() or torch.jit.is_tracing()
+    ):  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
+        parts = [slice(start, start + _QUERIES) for start in range(0, int(num_q), _QUERIES)]
+        return torch.cat(
+            [_attend_at_once(q[:, :, part], k, v, rel_h[:, :, part], rel_w[:, :, part], scale) for part in parts], dim=2
+        )
     # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
     # top and becomes the weights. Contiguous keys and values, once: bmm would copy them for every part.
     q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))
@@ -188,7 +192,7 @@ class SemiCrossAttention(nn.Module):
     def forward(self, x: Tensor, place: Place | None = None) -> Tensor:
         """Attention among the tokens x (B, H, W, C), or of selected ones (B, 1, K, C) where `place` says so.
 
-        A classifier's are (B, N, C) and (B, K, C). Called by hand it is `segment_anything`'s: x sees nothing but itself.
+        A classifier's are (B, N, C) and (B, K, C). Called by hand it is SAM's: x sees nothing but itself.
         """
         place = place_of_call(self, place)
         if isinstance(place, Routed):

@@ -1,8 +1,8 @@
 """How blocks and attentions are called, so that clients may hook, wrap or replace each of them.
 
-SAM's blocks take tokens alone, `block(x)`. A big.LITTLE layer also needs to know where these tokens lie. Modules of this
-package are told by a second argument. A client's module in their place (an adapter, LoRA) is called as SAM calls it,
-and what it wraps finds the same argument here.
+SAM's blocks take tokens alone, `block(x)`. A big.LITTLE layer also needs to know where these tokens lie. Modules of
+this package are told by a second argument. A client's module in their place (an adapter, LoRA) is called as SAM calls
+it, and what it wraps finds the same argument here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import threading
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -43,37 +42,47 @@ class Alone:
 ALONE = Alone()
 Place = Geometry | Routed | Alone
 
-_kept = threading.local()
+
+@dataclass
+class _Kept:
+    place: Place
+    kind: type[nn.Module]
+    found: bool = False
+
+
+_now = threading.local()  # .kept: a `_Kept` while a client's module runs
 _takes_more: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def call(module: nn.Module, x: Tensor, place: Place, kind: type[nn.Module]) -> Tensor:
-    """`module(x)` for tokens that lie at `place`; `kind` is what this package has there."""
+    """`module(x)` for tokens that lie at `place`; `kind` is what this package has there.
+
+    Raises InputError where tokens are selected and a client's module does not hold one of `kind` that knows what to do.
+    """
     if isinstance(module, kind) and "forward" not in vars(module):
         return module(x, place)
-    before: Any = getattr(_kept, "call", None)
-    _kept.call = place, kind
+    before: _Kept | None = getattr(_now, "kept", None)
+    _now.kept = kept = _Kept(place, kind)
     try:
         # A wrapper that passes arguments on may run what it wraps again, in a backward pass, when nothing is kept here.
-        return module(x, place) if _passes_on(module) else module(x)
+        result = module(x, place) if _passes_on(module) else module(x)
     finally:
-        _kept.call = before
+        _now.kept = before
+    if isinstance(place, Routed) and not kept.found:
+        raise InputError(
+            f"a {type(module).__name__} that takes the place of a {kind.__name__} runs at keep_ratio 1.0 only: "
+            "let it wrap ours instead"
+        )
+    return result
 
 
 def place_of_call(module: nn.Module, given: Place | None) -> Place | None:
-    """`given`, or what `call` keeps for `module` inside a client's; None in a call by hand.
-
-    Raises InputError where a client's block itself calls an attention for selected tokens.
-    """
-    kept: Any = getattr(_kept, "call", None)
-    if given is not None or kept is None:
+    """`given`, or what `call` keeps for `module` inside a client's; None in a call by hand."""
+    kept: _Kept | None = getattr(_now, "kept", None)
+    if kept is None or not isinstance(module, kept.kind):
         return given
-    place, kind = kept
-    if isinstance(module, kind):
-        return place
-    if isinstance(place, Routed):
-        raise InputError("a block whose forward was replaced runs at keep_ratio 1.0 only: wrap the block instead")
-    return None
+    kept.found = True
+    return kept.place if given is None else given
 
 
 def _passes_on(module: nn.Module) -> bool:

@@ -236,7 +236,9 @@ class Trunk(nn.Module):
         own = [parameter for module in modules for parameter in module.parameters()]
         for layer in layers:
             named = self.blocks[layer].named_parameters()
-            own += [parameter for name, parameter in named if name.split(".")[0] in LITTLE or ".kv_little." in f".{name}"]
+            own += [
+                parameter for name, parameter in named if name.split(".")[0] in LITTLE or ".kv_little." in f".{name}"
+            ]
         return own
 
     def _run_group(
@@ -282,6 +284,8 @@ class Trunk(nn.Module):
         tokens = int(scores.shape[1])  # torch.jit.trace makes tensors of shapes
         if not isinstance(ratio, str):
             return min(tokens, max(1, round(ratio * tokens)))
+        if torch.jit.is_tracing():
+            raise InputError("keep_ratio 'auto' chooses anew for every image: set a number before the model is traced")
         mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
 
@@ -296,8 +300,8 @@ def _awaits_every_gradient() -> bool:
 
 def _touch(x: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """x, with a gradient of zero for parameters that it does not depend on."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
-    return x + sum(parameter.flatten()[0] for parameter in learning).to(x.dtype) * 0.0 if learning else x
+    firsts = [parameter.flatten()[:1] for parameter in parameters if parameter.requires_grad]
+    return x + 0.0 * torch.cat(firsts).sum().to(x.dtype) if firsts else x
 
 
 def _number(value: Any) -> float:

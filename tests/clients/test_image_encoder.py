@@ -182,6 +182,21 @@ def test_sams_own_attention_can_take_ours_place(pair):
         attention.load_state_dict(theirs.attn.state_dict())
         block.attn = attention.eval()
     torch.testing.assert_close(ours(pictures(ours)), reference(pictures(ours)), atol=1e-5, rtol=1e-5)
+    ours.keep_ratio = 0.5
+    with pytest.raises(InputError, match="an? Attention that takes the place of a SemiCrossAttention runs at .* 1.0"):
+        ours(pictures(ours))
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.5])
+@torch.no_grad()
+def test_a_patched_forward_that_calls_the_old_one(pair, keep_ratio):
+    ours = pair[1]
+    ours.keep_ratio = keep_ratio
+    before = ours(pictures(ours))
+    for block in ours.blocks:
+        for module in (block, block.attn):
+            module.forward = lambda x, old=module.forward: old(x)
+    torch.testing.assert_close(ours(pictures(ours)), before, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -277,6 +292,13 @@ def test_copies_and_pickles_of_an_int8_encoder(pair, native):
     for other in copies:
         assert other.blocks[0].mlp.lin1.packed is not ours.blocks[0].mlp.lin1.packed
         assert torch.equal(other(images), before)
+
+
+@torch.no_grad()
+def test_a_trace_of_auto_is_refused_since_it_would_freeze_the_number_of_tokens(pair):
+    pair[1].keep_ratio = "auto"
+    with pytest.raises(InputError, match="set a number before"):
+        torch.jit.trace(pair[1], noise(1, 3, 64, 64))
 
 
 @torch.no_grad()
