@@ -32,8 +32,8 @@ _DEPTH = 4  # dictionaries in dictionaries
 
 def load_torch(path: str | Path) -> Any:
     """What `torch.save` wrote, on the CPU: tensors and plain containers. Anything else in the file is refused."""
-    with torch.serialization.safe_globals(_HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(_HARMLESS), open(path, "rb") as file:  # by a name torch may go by its ending
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_tensors(path: Path) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from segment_anything.modeling import Sam
 
-from ..data.files import load_json, whole_file
+from ..data.files import whole_file
 from ..errors import InputError
 from ..fast.devices import parse_device
 from .sam import describe, load_sam, save_sam
@@ -143,12 +143,6 @@ def from_pretrained(
     if not folder.is_dir():
         folder = _download(str(name), **download)
     sam = load_sam(folder).to(parse_device(str(device or "cpu")))
-    path = folder / CONFIG
-    if keep_ratio is None and path.is_file():
-        repair = "delete it, or write the folder again"
-        config = load_json(path, "configuration", repair, repair)
-        if isinstance(config, dict) and "model_type" not in config:  # transformers' have one
-            keep_ratio = config.get("keep_ratio")
     if keep_ratio is not None:
         sam.image_encoder.keep_ratio = keep_ratio
     return sam

@@ -16,13 +16,13 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor
 
-from ..data.files import whole_path
+from ..data.files import load_json, whole_path
 from ..errors import InputError
 from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ..modeling.registry import DENSE, ENCODERS, build_sam
 from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint
 from .decoder import decoder_settings, fit_decoder
-from .transformers_files import read_transformers
+from .transformers_files import CONFIG, read_transformers
 from .variants import Stated, read_sam
 from .weight_files import join_shards, weight_files
 from .wrong_files import is_safetensors
@@ -85,7 +85,8 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
         path: a `.safetensors` file of ours, a SAM checkpoint (`.pth`; SAM-HQ's without its HQ output, which is logged),
             or a file or folder of transformers' `SamModel`; all but ours become the dense model of their type. The
             tensors may lie under a key such as "model" or "state_dict", have a prefix such as "module.", and lie in
-            several files with an index. Beside transformers' names, `config.json` is read where there is one.
+            several files with an index. Beside transformers' names, `config.json` is read where there is one; of a
+            folder that `save_pretrained` wrote, its `keep_ratio`.
         model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
             of the SAM that it converts from; its little path then starts random.
 
@@ -111,7 +112,18 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
         if config == ENCODERS.get(DENSE.get(model_type, "")):
             return convert_sam(_build(config, state, stated, path))
         raise InputError(f"{path} holds {describe(config)}, not {model_type}: load it as what it is")
-    return _build(config, state, stated, path)
+    sam = _build(config, state, stated, path)
+    if path.is_dir() and (ratio := _keep_ratio(path)) is not None:
+        sam.image_encoder.keep_ratio = ratio
+    return sam
+
+
+def _keep_ratio(folder: Path) -> Any:
+    """What the configuration of a folder of ours says of `keep_ratio`; None without one."""
+    path, repair = folder / CONFIG, "delete it, or write the folder again"
+    config = load_json(path, "configuration", repair, repair) if path.is_file() else None
+    # transformers' configurations have a model_type.
+    return config.get("keep_ratio") if isinstance(config, dict) and "model_type" not in config else None
 
 
 def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> None:

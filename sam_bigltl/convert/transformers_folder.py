@@ -32,6 +32,7 @@ def save_transformers(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32
         InputError: what SamModel has no place for: a convolutional stem, a keep_ratio below 1.0, a decoder of another
             class; or a folder that cannot be written.
     """
+    eps = float(sam.image_encoder.blocks[0].norm1.eps)
     if not hasattr(sam.image_encoder, "config"):  # segment_anything's
         sam = convert_sam(sam)
     config = sam.image_encoder.config
@@ -49,10 +50,12 @@ def save_transformers(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32
     decoder = sam.mask_decoder
     if type(decoder) is not MaskDecoder or type(decoder.transformer) is not TwoWayTransformer:
         raise InputError(f"the mask decoder is no longer SAM's own ({type(decoder).__name__}): SamModel has no other")
+    if decoder.transformer.final_attn_token_to_image.internal_dim * 2 != decoder.transformer_dim:
+        raise InputError("the mask decoder's attention_downsample_rate is not 2, which SamModel has in all its layers")
     state = _translate(sam, finite_state(sam, folder / SINGLE, dtype), config)
     kind = str(dtype).removeprefix("torch.")
     description = {"architectures": ["SamModel"], "model_type": "sam", "dtype": kind, "torch_dtype": kind}
-    texts = {CONFIG: description | _sizes(sam, config), PREPROCESSOR: _preprocessing(sam, config.img_size)}
+    texts = {CONFIG: description | _sizes(sam, config, eps), PREPROCESSOR: _preprocessing(sam, config.img_size)}
     try:
         with whole_path(folder / SINGLE) as partial:
             save_file(state, partial, metadata={"format": "pt"})
@@ -81,7 +84,7 @@ def _is_little(name: str) -> bool:
     )
 
 
-def _sizes(sam: Sam, config: EncoderConfig) -> dict[str, Any]:
+def _sizes(sam: Sam, config: EncoderConfig, eps: float) -> dict[str, Any]:
     decoder, embed = sam.mask_decoder, sam.prompt_encoder
     transformer, head, told = decoder.transformer, decoder.iou_prediction_head, decoder_settings(sam)
     image = {"image_size": config.img_size, "patch_size": config.patch_size}
@@ -102,7 +105,7 @@ def _sizes(sam: Sam, config: EncoderConfig) -> dict[str, Any]:
             "use_abs_pos": True,
             "use_rel_pos": True,
             "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
+            "layer_norm_eps": eps,
             "attention_dropout": 0.0,
         },
         "prompt_encoder_config": image | {
@@ -120,8 +123,7 @@ def _sizes(sam: Sam, config: EncoderConfig) -> dict[str, Any]:
             "num_hidden_layers": transformer.depth,
             "num_attention_heads": transformer.num_heads,
             "mlp_dim": transformer.mlp_dim,
-            "attention_downsample_rate":
-                decoder.transformer_dim // transformer.final_attn_token_to_image.internal_dim,
+            "attention_downsample_rate": 2,
             "num_multimask_outputs": decoder.num_multimask_outputs,
             "iou_head_depth": head.num_layers,
             "iou_head_hidden_dim": head.layers[0].out_features,

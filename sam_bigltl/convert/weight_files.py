@@ -47,7 +47,7 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def weights_sha256(path: str | Path) -> str:
     """The SHA-256 of a file of weights in hexadecimal digits; of several, that of theirs one after the other."""
-    files = weight_files(path)
+    files = [Path(path)] if Path(path).is_file() and not str(path).endswith(_INDEX) else weight_files(path)
     if len(files) == 1:
         return sha256(files[0])
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..convert.weight_files import weights_sha256
 from ..data.coco import CocoImage, Usage, check_image_files, read_coco
 from ..data.files import csv_cell, sha256, whole_file
 from ..data.tables import aligned
@@ -194,7 +195,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "annotations": job.annotations.name,
         "annotations_sha256": sha256(job.annotations),
         "model": job.model or Path(job.checkpoint or "").name,
-        "checkpoint_sha256": None if job.checkpoint is None else sha256(Path(job.checkpoint)),
+        "checkpoint_sha256": None if job.checkpoint is None else weights_sha256(job.checkpoint),
         "detections_sha256": None if job.detections is None else sha256(job.detections),
         "keep_ratio": list(plan.keep_ratios),
         "prompts": list(plan.prompts),
