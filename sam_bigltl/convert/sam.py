@@ -143,6 +143,14 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 def finite_state(sam: Sam, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a model on the CPU, floating point ones as `dtype`; InputError where one cannot be written so."""
+    if (config := getattr(sam.image_encoder, "config", None)) is not None:
+        with torch.device("meta"):
+            whole = build_sam(config).image_encoder.state_dict()
+        if lost := whole.keys() - sam.image_encoder.state_dict().keys():
+            raise InputError(
+                f'{path} is not written: the encoder no longer has {min(lost)}; after optimize("int8"), or with layers '
+                "wrapped, it cannot be: save it before"
+            )
     state = {
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sam.state_dict().items()

@@ -98,6 +98,12 @@ def _check(parts: dict[str, dict[str, Any]], path: Path) -> None:
         value = parts[part].get(key, lowest)
         if type(value) is not int or value < lowest:
             raise InputError(f"{path} has {part}.{key} = {str(value)[:40]}, and SAM needs a whole number there")
+    layers = parts["vision_config"].get("global_attn_indexes", [])
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise InputError(f"{path} has vision_config.global_attn_indexes = {str(layers)[:40]}, which are no layers")
+    eps = parts["mask_decoder_config"].get("layer_norm_eps", _DECODER_EPS)
+    if not isinstance(eps, float) or not 0 < eps < 1:
+        raise InputError(f"{path} has mask_decoder_config.layer_norm_eps = {str(eps)[:40]}, which is no small number")
 
 
 def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -118,13 +124,11 @@ def _depth(state: dict[str, Tensor]) -> int:
     return len({name.split(".")[2] for name in state if name.startswith("image_encoder.blocks.")})
 
 
-def _layers(indexes: Any, window: Any, depth: int) -> tuple[int, ...] | None:
+def _layers(indexes: list[int] | None, window: int | None, depth: int) -> tuple[int, ...] | None:
     """Layers that attend to the whole image."""
     if window == 0:
         return tuple(range(depth))
-    if not isinstance(indexes, list) or not all(type(index) is int for index in indexes):
-        return None
-    return tuple(sorted({index for index in indexes if 0 <= index < depth}))
+    return None if indexes is None else tuple(sorted({index for index in indexes if 0 <= index < depth}))
 
 
 def _fill(state: dict[str, Tensor], vision: dict[str, Any], stated: Stated, path: Path) -> None:
@@ -134,7 +138,8 @@ def _fill(state: dict[str, Tensor], vision: dict[str, Any], stated: Stated, path
     if weight is None or weight.ndim != 4:
         return  # what is missing is said where the sizes are found
     dim = weight.shape[1]
-    if not any(name.startswith(blocks) and name.endswith(".attn.qkv.bias") for name in state):
+    biased = vision.get("qkv_bias", bool(vision))  # without a configuration, all or none are there
+    if not biased and not any(name.startswith(blocks) and name.endswith(".attn.qkv.bias") for name in state):
         state.update({f"{blocks}{layer}.attn.qkv.bias": torch.zeros(3 * dim) for layer in range(depth)})
     size, patch = vision.get("image_size", 1024), state.get("image_encoder.patch_embed.proj.weight")
     if vision.get("use_abs_pos") is False and patch is not None and 0 < size <= 2**14:
@@ -145,6 +150,8 @@ def _fill(state: dict[str, Tensor], vision: dict[str, Any], stated: Stated, path
         return
     if not vision:
         raise InputError(f"{path} has no relative positions, so that its heads are not known: put its {CONFIG} beside")
+    if vision.get("use_rel_pos", True):
+        return
     heads = stated.num_heads or 12
     window = 14 if stated.window is None else stated.window
     attends_all = (2, 5, 8, 11) if stated.global_layers is None else stated.global_layers

@@ -32,7 +32,7 @@ def save_transformers(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32
         InputError: what SamModel has no place for: a convolutional stem, a keep_ratio below 1.0, a decoder of another
             class; or a folder that cannot be written.
     """
-    eps = float(sam.image_encoder.blocks[0].norm1.eps)
+    eps = float(getattr(sam.image_encoder.blocks[0].norm1, "eps", 1e-6))
     if not hasattr(sam.image_encoder, "config"):  # segment_anything's
         sam = convert_sam(sam)
     config = sam.image_encoder.config

@@ -48,10 +48,12 @@ class Stated:
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> Stated:
         """What one of our own files says, as far as it is of the right kind."""
-        counts = {name: about.get(name) for name in ("route_every", "decoder_heads")}
-        whole = {name: value for name, value in counts.items() if type(value) is int and value > 0}
-        eps = about.get("decoder_eps")
-        return cls(**whole, decoder_eps=eps if isinstance(eps, float) and 0 < eps < 1 else None)
+        every, heads, eps = (about.get(name) for name in ("route_every", "decoder_heads", "decoder_eps"))
+        return cls(
+            route_every=every if type(every) is int and every > 0 else None,
+            decoder_heads=heads if type(heads) is int and heads > 0 else None,
+            decoder_eps=eps if isinstance(eps, float) and 0 < eps < 1 else None,
+        )
 
 
 def read_sam(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -320,7 +320,8 @@ def test_peft(model, tmp_path):
     ("prompt_encoder_config", "hidden_act", "gelu_new"), ("mask_decoder_config", "hidden_act", "gelu"),
     ("vision_config", "num_attention_heads", "4"), ("prompt_encoder_config", "image_size", 32),
     ("vision_config", "image_size", 80), ("vision_config", "window_size", None), (None, "model_type", "sam2"),
-    (None, "vision_config", 3),
+    (None, "vision_config", 3), ("vision_config", "global_attn_indexes", "1"),
+    ("mask_decoder_config", "layer_norm_eps", "1e-6"),
 ])  # fmt: skip
 def test_configurations_that_sam_does_not_compute(folder, part, key, value):
     content = json.loads((folder / "config.json").read_text())
@@ -336,6 +337,17 @@ def test_a_configuration_of_other_sizes(folder, change):
     content["vision_config"] |= change
     (folder / "config.json").write_text(json.dumps(content))
     assert "do not fit" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "part", ["rel_pos", "qkv.bias", "pos_embed", "layers.3.attn.proj.bias", "positional_embedding"]
+)
+def test_tensors_that_are_missing(folder, part):
+    """They are not taken for zeros where the configuration says that the model has them."""
+    state = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in state.items() if part not in name}, folder / "model.safetensors")
+    message = refusal(folder)
+    assert "Missing key" in message or "it has no image_encoder.pos_embed" in message
 
 
 @pytest.mark.parametrize("key,value", [
@@ -526,6 +538,19 @@ def test_segment_takes_folders(folder, tmp_path):
     command(*words, "--out", tmp_path / "many")
     command(*words, "--out", tmp_path / "many")  # goes on: the model is known again by its folder
     assert list((tmp_path / "many").iterdir())
+
+
+@pytest.mark.parametrize("write", ["file", "sam_bigltl", "transformers"])
+def test_an_int8_encoder_is_no_file(folder, tmp_path, write):
+    """It was written without the layers in int8, as a file that nothing could read."""
+    sam = load_sam(folder)
+    sam.image_encoder.optimize("int8")
+    with pytest.raises(InputError, match="save it before"):
+        if write == "file":
+            save_sam(sam, tmp_path / "new" / "a.safetensors")
+        else:
+            save_pretrained(sam, tmp_path / "new", format=write)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_of_ours_keeps_its_keep_ratio(folder, tmp_path):
