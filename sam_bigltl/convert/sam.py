@@ -145,11 +145,12 @@ def finite_state(sam: Sam, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a model on the CPU, floating point ones as `dtype`; InputError where one cannot be written so."""
     if (config := getattr(sam.image_encoder, "config", None)) is not None:
         with torch.device("meta"):
-            whole = build_sam(config).image_encoder.state_dict()
-        if lost := whole.keys() - sam.image_encoder.state_dict().keys():
+            whole = build_sam(config).image_encoder.state_dict().keys()
+        own = sam.image_encoder.state_dict().keys()
+        if own < whole:  # a client's own layers, which whoever wraps them also reads, have names of theirs
             raise InputError(
-                f'{path} is not written: the encoder no longer has {min(lost)}; after optimize("int8"), or with layers '
-                "wrapped, it cannot be: save it before"
+                f"{path} is not written: the encoder no longer has {min(whole - own)}; save the model before "
+                "optimize('int8'), which cannot be undone"
             )
     state = {
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
