@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.files import load_json, whole_path
 from ..errors import InputError
+from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ..modeling.registry import DENSE, ENCODERS, build_sam
 from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint
@@ -143,15 +144,10 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 def finite_state(sam: Sam, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a model on the CPU, floating point ones as `dtype`; InputError where one cannot be written so."""
-    if (config := getattr(sam.image_encoder, "config", None)) is not None:
-        with torch.device("meta"):
-            whole = build_sam(config).image_encoder.state_dict().keys()
-        own = sam.image_encoder.state_dict().keys()
-        if own < whole:  # a client's own layers, which whoever wraps them also reads, have names of theirs
-            raise InputError(
-                f"{path} is not written: the encoder no longer has {min(whole - own)}; save the model before "
-                "optimize('int8'), which cannot be undone"
-            )
+    if any(isinstance(module, (Int8Linear, Int8MLP)) for module in sam.modules()):
+        raise InputError(
+            f"{path} is not written: int8 layers have no weights to write; save it before optimize('int8')"
+        )
     state = {
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sam.state_dict().items()
