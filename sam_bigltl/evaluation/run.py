@@ -188,6 +188,11 @@ def _usage(found: _Found, unread: Sequence[ImageRecord], summary: Sequence[dict[
     return usage.without("without a pixel", usage.used - min((row["instances"] for row in summary), default=usage.used))
 
 
+def _weights_sha256(path: Path) -> str:
+    several = path.is_dir() or path.name.endswith(".index.json")
+    return weights_sha256(path) if several else sha256(path)
+
+
 def _settings(job: Job) -> dict[str, Any]:
     """Everything that a result depends on."""
     plan = job.plan
@@ -195,7 +200,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "annotations": job.annotations.name,
         "annotations_sha256": sha256(job.annotations),
         "model": job.model or Path(job.checkpoint or "").name,
-        "checkpoint_sha256": None if job.checkpoint is None else weights_sha256(job.checkpoint),
+        "checkpoint_sha256": None if job.checkpoint is None else _weights_sha256(Path(job.checkpoint)),
         "detections_sha256": None if job.detections is None else sha256(job.detections),
         "keep_ratio": list(plan.keep_ratios),
         "prompts": list(plan.prompts),

@@ -23,6 +23,8 @@ import sam_bigltl
 from sam_bigltl import SamPredictor, load_sam, save_sam
 from sam_bigltl.convert.hub import from_pretrained, save_pretrained
 from sam_bigltl.convert.transformers_names import to_sam, to_transformers
+from sam_bigltl.convert.weight_files import weights_sha256
+from sam_bigltl.data.files import sha256
 from sam_bigltl.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -538,6 +540,38 @@ def test_segment_takes_folders(folder, tmp_path):
     command(*words, "--out", tmp_path / "many")
     command(*words, "--out", tmp_path / "many")  # goes on: the model is known again by its folder
     assert list((tmp_path / "many").iterdir())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_eval_takes_folders_and_tells_them_apart(model, folder, data, capsys):
+    words = ["eval", "--annotations", data.json, "--images", data.images, "--output", data.out, "--prompts", "box"]
+    command(*words, "--checkpoint", folder)
+    before = json.loads((data.out / "results.json").read_text())["settings"]["checkpoint_sha256"]
+    assert before == sha256(folder / "model.safetensors")
+    sharded = saved(model, folder.parent / "shards", max_shard_size="100KB")
+    digest = weights_sha256(sharded)
+    assert digest == weights_sha256(sharded / "model.safetensors.index.json") != before
+    shard = sorted(sharded.glob("*.safetensors"))[3]
+    save_file({name: value + 1 for name, value in load_file(shard).items()}, shard)
+    assert weights_sha256(sharded) != digest
+
+
+def test_others_that_take_a_checkpoint_take_folders(folder, tmp_path):
+    from sam_bigltl.convert.classifiers import open_classifier
+    from sam_bigltl.demo.engine import Engine
+
+    assert open_classifier("", 3, backbone=folder)(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 3)
+    assert Engine(folder, torch.device("cpu")).sam.image_encoder.img_size == SIDE
+    with pytest.raises(InputError, match="not vit_b"):
+        sam_bigltl.sam_model_registry["vit_b"](folder)
+    classifier = open_classifier("bigltl_tiny_patch16_224", 3, {"img_size": 32, "depth": 2})
+    (tmp_path / "classifier").mkdir()
+    save_file(classifier.state_dict(), tmp_path / "classifier" / "model.safetensors")
+    found = open_classifier("bigltl_tiny_patch16_224", 3, {"img_size": 32, "depth": 2}, tmp_path / "classifier")
+    assert torch.equal(found.head.weight, classifier.head.weight)
+    for path in (folder, tmp_path / "none"):  # bench looks before it starts its processes
+        with pytest.raises(SystemExit):
+            command("bench", "--models", "bigltl_b", "vit_b", "--checkpoint", path, "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize("write", ["file", "sam_bigltl", "transformers"])
