@@ -19,6 +19,7 @@ from .variants import ENCODER_ALONE, Stated, refuse_adapters, without_hq
 
 CONFIG, PREPROCESSOR, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_LARGEST = 4096  # of sizes: of the zeros that stand for absent positions, too
 _DECODER_EPS = 1e-6  # of the norms in the decoder's layers, where nothing says otherwise; SAM's own have 1e-5
 
 # What SAM's classes compute whatever a configuration says; a key that is not there has this value, too.
@@ -60,6 +61,8 @@ def read_transformers(state: dict[str, Tensor], path: Path, folder: Path) -> tup
         decoder_heads=decoder.get("num_attention_heads"),
         decoder_eps=decoder.get("layer_norm_eps", _DECODER_EPS),
     )
+    if config:
+        _check_presence(state, vision, decoder, folder / CONFIG)
     _fill(state, vision, stated, path)
     _check_size(state, parts, folder)
     return state, stated
@@ -87,7 +90,7 @@ def _check(parts: dict[str, dict[str, Any]], path: Path) -> None:
         for key, value in fixed.items():
             if parts[part].get(key, value) != value:
                 raise InputError(
-                    f"{path} has {part}.{key} = {parts[part][key]!r}, which SAM's classes do not compute "
+                    f"{path} has {part}.{key} = {parts[part][key]!r:.40}, which SAM's classes do not compute "
                     f"(theirs is {value!r}): this model runs in transformers alone"
                 )
     for part, key, lowest in (
@@ -96,14 +99,27 @@ def _check(parts: dict[str, dict[str, Any]], path: Path) -> None:
         ("mask_decoder_config", "num_attention_heads", 1),
     ):  # fmt: skip
         value = parts[part].get(key, lowest)
-        if type(value) is not int or value < lowest:
-            raise InputError(f"{path} has {part}.{key} = {str(value)[:40]}, and SAM needs a whole number there")
+        if type(value) is not int or not lowest <= value <= _LARGEST:
+            raise InputError(
+                f"{path} has {part}.{key} = {str(value)[:40]}, and SAM needs a whole number up to {_LARGEST}"
+            )
     layers = parts["vision_config"].get("global_attn_indexes", [])
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise InputError(f"{path} has vision_config.global_attn_indexes = {str(layers)[:40]}, which are no layers")
     eps = parts["mask_decoder_config"].get("layer_norm_eps", _DECODER_EPS)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise InputError(f"{path} has mask_decoder_config.layer_norm_eps = {str(eps)[:40]}, which is no small number")
+
+
+def _check_presence(state: dict[str, Tensor], vision: dict[str, Any], decoder: dict[str, Any], path: Path) -> None:
+    """That there are tensors of what the configuration has, and of nothing else: transformers would leave them out."""
+    for key, end in (("use_rel_pos", ".attn.rel_pos_h"), ("qkv_bias", ".attn.qkv.bias"), ("use_abs_pos", ".pos_embed")):
+        if not vision.get(key, True) and (name := next((name for name in state if name.endswith(end)), None)):
+            raise InputError(f"{path} has vision_config.{key} = {vision[key]}, and the tensors have {name}")
+    rows = {name.split(".")[3] for name in state if name.startswith("mask_decoder.transformer.layers.")}
+    for part, config, depth in (("vision", vision, _depth(state)), ("mask_decoder", decoder, len(rows))):
+        if (layers := config.get("num_hidden_layers", depth)) != depth:
+            raise InputError(f"{path} has {part}_config.num_hidden_layers = {layers!s:.40}, and the tensors {depth}")
 
 
 def _translate(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -142,7 +158,7 @@ def _fill(state: dict[str, Tensor], vision: dict[str, Any], stated: Stated, path
     if not biased and not any(name.startswith(blocks) and name.endswith(".attn.qkv.bias") for name in state):
         state.update({f"{blocks}{layer}.attn.qkv.bias": torch.zeros(3 * dim) for layer in range(depth)})
     size, patch = vision.get("image_size", 1024), state.get("image_encoder.patch_embed.proj.weight")
-    if vision.get("use_abs_pos") is False and patch is not None and 0 < size <= 2**14:
+    if not vision.get("use_abs_pos", True) and patch is not None and patch.ndim == 4:
         side = size // max(1, patch.shape[-1])
         state["image_encoder.pos_embed"] = torch.zeros(1, side, side, dim)
     positions = state.get("image_encoder.pos_embed")
@@ -151,7 +167,7 @@ def _fill(state: dict[str, Tensor], vision: dict[str, Any], stated: Stated, path
     if not vision:
         raise InputError(f"{path} has no relative positions, so that its heads are not known: put its {CONFIG} beside")
     if vision.get("use_rel_pos", True):
-        return
+        return  # they are missing, and the name of the first is said where the tensors are loaded
     heads = stated.num_heads or 12
     window = 14 if stated.window is None else stated.window
     attends_all = (2, 5, 8, 11) if stated.global_layers is None else stated.global_layers

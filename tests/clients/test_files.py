@@ -341,6 +341,18 @@ def test_a_configuration_of_other_sizes(folder, change):
     assert "do not fit" in refusal(folder)
 
 
+@pytest.mark.parametrize("part,change", [
+    ("vision_config", {"use_rel_pos": False}), ("vision_config", {"qkv_bias": False}),
+    ("vision_config", {"use_abs_pos": False}), ("vision_config", {"num_hidden_layers": 3}),
+    ("mask_decoder_config", {"num_hidden_layers": 1}), ("vision_config", {"window_size": 10**12}),
+])  # fmt: skip
+def test_tensors_that_transformers_would_leave_out(folder, part, change):
+    content = json.loads((folder / "config.json").read_text())
+    content[part] |= change
+    (folder / "config.json").write_text(json.dumps(content))
+    assert f"{part}.{next(iter(change))} = " in refusal(folder)
+
+
 @pytest.mark.parametrize(
     "part", ["rel_pos", "qkv.bias", "pos_embed", "layers.3.attn.proj.bias", "positional_embedding"]
 )
