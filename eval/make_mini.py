@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"no file or folder {path}")
     args.runs.mkdir(parents=True, exist_ok=True)
     before, names = args.init, [phase.name for phase in TEACHER]
-    if args.init and not args.init.is_file():
-        raise InputError(f"no file {args.init}")
+    if args.init and not args.init.exists():
+        raise InputError(f"no file or folder {args.init}")
     for phase in TEACHER[names.index(args.first) :]:
         made = args.runs / phase.name / "model.safetensors"
         if not made.exists():

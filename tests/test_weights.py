@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
 import pathlib
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -248,10 +250,58 @@ def test_a_plain_pickle_and_a_program(state, tmp_path):
 
 
 def test_damage_is_still_called_damage(state, tmp_path):
-    whole = write(state, tmp_path / "a.pth").read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"version https://git-lfs", b"<!DOCTYPE html>", bytes(99)):
+    for content in (bytes(99), b"PK\x05\x06" + bytes(50), b"text"):
         (tmp_path / "b.pth").write_bytes(content)
         assert "truncated or damaged, or no file of weights" in refusal(load_sam, tmp_path / "b.pth")
+
+
+HALVES = ["half.pth", "half.safetensors", "header.safetensors", "byte.safetensors"]
+OTHER_FILES = {
+    "empty.pth": (b"", "is empty: download or copy it again"),
+    "empty.safetensors": (b"", "is empty"),
+    "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "run git lfs pull"),
+    "page.pth": (b"\n<!DOCTYPE html>\n<html>", "is a web page (HTML)"),
+    "page.bin": (b"<html><body>Sign in</body>", "is a web page (HTML)"),
+    "denied.safetensors": (b"<?xml version='1.0'?><Error><Code>AccessDenied", "is a web page (HTML)"),
+    "error.bin": (b'{"error": "Repository\\nnot found"}', "is a text in JSON (Repository not found), not weights"),
+    "config.json": (b'{"model_type": "sam"}', "give its folder"),
+    "packed.pth": (gzip.compress(b"weights"), "is compressed (gzip): unpack it"),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_half_download(state, tmp_path, name):
+    whole = write(state, tmp_path / f"a{Path(name).suffix}").read_bytes()
+    end = {"half": len(whole) // 2, "header": 2000, "byte": len(whole) - 1}[Path(name).stem]
+    (tmp_path / name).write_bytes(whole[:end])
+    message = refusal(load_sam, tmp_path / name)
+    assert message.startswith(f"{tmp_path / name} is cut short") and message.endswith("download or copy it again")
+    assert name.endswith(".pth") or f"{end} bytes of" in message
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_what_came_in_the_place_of_weights(tmp_path, name):
+    content, text = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    message = refusal(load_sam, tmp_path / name)
+    assert message.startswith(f"{tmp_path / name} ") and text in message
+
+
+def test_an_archive_with_the_weights_in_it(state, tmp_path):
+    write(state, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "a.pth", "a.pth")
+    assert "is a zip archive, not a file of torch.save: unpack it" in refusal(load_sam, tmp_path / "b.zip")
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.pth", "a.safetensors", "a"])
+@pytest.mark.parametrize("kind", ["pickle", "old pickle", "safetensors"])
+def test_what_a_file_holds_and_not_its_name_says_how_to_read_it(state, tmp_path, name, kind):
+    if kind == "safetensors":
+        save_file(state, tmp_path / name, metadata={"format": "pt"})
+    else:
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=kind == "pickle")
+    assert_same(load_sam(tmp_path / name).state_dict(), state)
 
 
 def test_a_file_that_may_not_be_read(state, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from segment_anything.modeling import Sam
 from sam_bigltl.bench.timing import measure, timed
 from sam_bigltl.convert import convert_sam, load_sam
 from sam_bigltl.convert.warm_start import warm_start
+from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import check_image_files, read_coco, read_photo
 from sam_bigltl.data.sources import first_photos, open_source
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
@@ -168,7 +169,7 @@ class Study:
         print(usage.of(self.images, "of images beyond --limit"))
         check_image_files(self.images, data / "images")
         self.source = open_source(str(data / "train.json"), data / "images")
-        self.mark = hashlib.sha256(teacher.read_bytes()).hexdigest()[:12]
+        self.mark = weights_sha256(teacher)[:12]
 
     @cached_property
     def cache(self) -> EmbeddingCache:

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..convert.registry import sam_model_registry
+from ..convert.weight_files import weight_files
 from ..errors import InputError
 from .cases import AUTOCAST, Job
 from .macs import Macs
@@ -38,8 +39,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.plot is not None and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {args.plot} must end in .png, .svg or .pdf")
     if args.checkpoint is not None:
-        if not args.checkpoint.is_file():
-            raise InputError(f"no checkpoint at {args.checkpoint}")
+        weight_files(args.checkpoint)
         if len([name for name in args.models if name in sam_model_registry]) != 1:
             raise InputError("--checkpoint needs exactly one model of this project in --models")
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..convert.registry import default_checkpoint
-from ..data.files import sha256
+from ..convert.weight_files import weights_sha256
 from ..data.photos import SUFFIXES
 from ..errors import InputError
 from ..fast.devices import parse_device
@@ -38,7 +38,7 @@ def run_folder(args: argparse.Namespace) -> None:
     set_routing(predictor, keep_ratio, args.focus)
     settings = {"keep_ratio": keep_ratio, "dtype": args.dtype, "native": args.native, "focus": args.focus}
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
-    resumed = keep_settings(out, settings | {"checkpoint": sha256(checkpoint)})
+    resumed = keep_settings(out, settings | {"checkpoint": weights_sha256(checkpoint)})
 
     done: dict[str, list[InputError]] = {}  # with what is wrong with prompts of theirs
     for name, asked in prompts.items() if resumed else ():

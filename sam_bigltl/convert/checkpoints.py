@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.files import utf8_path
 from ..errors import InputError
+from .wrong_files import is_safetensors, why_not
 
 # What trainings write next to their weights, and what cannot do anything.
 _HARMLESS: list[Any] = [
@@ -27,18 +28,17 @@ _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 # Of several models in a file the averaged one is meant, as in timm: that is what those who train evaluate and publish.
 _AVERAGED = re.compile(r"(?:^|[._])(?:average|ema)(?=[._]|$)")
 _DEPTH = 4  # dictionaries in dictionaries
-_SAVE = "save its weights alone with torch.save(model.state_dict(), 'weights.pth')"
 
 
 def load_torch(path: str | Path) -> Any:
     """What `torch.save` wrote, on the CPU: tensors and plain containers. Anything else in the file is refused."""
-    with torch.serialization.safe_globals(_HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with torch.serialization.safe_globals(_HARMLESS), open(path, "rb") as file:  # by a name torch may go by its ending
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_tensors(path: Path) -> Any:
-    """The content of a `.safetensors` file, or of what `torch.save` wrote."""
-    return load_file(path) if path.suffix == ".safetensors" else load_torch(path)
+    """The content of a safetensors file, or of what `torch.save` wrote: which one it is, its first bytes say."""
+    return load_file(path) if is_safetensors(path) else load_torch(path)
 
 
 def read_checkpoint(path: Path, load: Callable[[Path], Any] = load_torch) -> Any:
@@ -49,24 +49,7 @@ def read_checkpoint(path: Path, load: Callable[[Path], Any] = load_torch) -> Any
             with utf8_path(path) as readable:
                 return load(readable)
     except Exception as error:  # on noise the unpickler raises whatever its first bytes happen to mean
-        raise InputError(_why_not(path, error)) from None
-
-
-def _why_not(path: Path, error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{path} cannot be read: {error.strerror}"
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript program, not weights: {_SAVE}"
-    known = re.search(r"GLOBAL ([\w.]+)", str(error), re.ASCII)
-    with open(path, "rb") as file:
-        first = file.read(2)
-    if known or first in (b"\x80\x03", b"\x80\x04", b"\x80\x05"):  # torch.save writes the second protocol
-        named = f"it names {known[1][:80]}" if known else "it is a plain pickle"
-        return (
-            f"{path} holds more than tensors ({named}), perhaps a whole pickled model, and is not read because that "
-            f"could run any code: where you trust it, {_SAVE}"
-        )
-    return f"{path} cannot be read as a checkpoint: it is truncated or damaged, or no file of weights"
+        raise InputError(why_not(path, error)) from None
 
 
 def check_tensors(content: Any, path: Path) -> None:
@@ -151,6 +134,11 @@ def find_weights(content: Any, anchor: str, path: Path) -> dict[str, Tensor]:
         others = ", ".join(way for way in found if way != chosen[0])
         logging.getLogger(__name__).warning("%s: the weights under %s are read, not %s", path, chosen[0], others)
     return found[chosen[0]]
+
+
+def has_tensors(content: Any, part: str) -> bool:
+    """Whether a tensor in `content` belongs to the part of a model that is called `part`."""
+    return any(f".{part}." in f".{name}" for _, state in _state_dicts(content) for name in state)
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -21,6 +21,7 @@ from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpo
 from .probe import SamClassifier
 from .sam import load_sam
 from .vit import convert_vit
+from .weight_files import join_shards, weight_files
 
 
 class KeyValues(ParseKwargs):
@@ -44,7 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", type=Path, metavar="CKPT",
                         help="instead of --model: the image encoder of this SAM (any that load_sam reads), frozen, "
                         "under a linear head")  # fmt: skip
-    parser.add_argument("--checkpoint", type=Path, help="weights (.safetensors, .pth) of the model, or of the probe")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="weights (.safetensors, .pth, a folder) of the model, or of the probe"
+    )
     parser.add_argument("--num-classes", type=int, help="classes (default: those of the data)")
 
 
@@ -70,8 +73,8 @@ def open_classifier(
     if "checkpoint_path" in (options or {}):  # timm would read it in its own way
         raise InputError("checkpoint_path is no option of a model here: give the file as the checkpoint (--checkpoint)")
     for path in (checkpoint, backbone):
-        if path is not None and not path.is_file():
-            raise InputError(f"no checkpoint at {path}")
+        if path is not None:
+            weight_files(path)
     model: nn.Module
     if backbone is not None:
         model = probe = SamClassifier(load_sam(backbone), num_classes)
@@ -93,7 +96,9 @@ def open_classifier(
 def _load(model: nn.Module, path: Path, head_only: bool) -> None:
     own = model.state_dict()
     wanted = {key for key in own if not (head_only and key.startswith("image_encoder."))}
-    state = find_weights(read_checkpoint(path, load_tensors), min(wanted), path)
+    contents = [read_checkpoint(file, load_tensors) for file in weight_files(path)]
+    content = contents[0] if len(contents) == 1 else join_shards(contents, path)
+    state = find_weights(content, min(wanted), path)
     check_tensors(state, path)
     wrong = sorted(wanted ^ set(state)) or [key for key in wanted if state[key].shape != own[key].shape]
     if wrong:

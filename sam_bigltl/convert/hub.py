@@ -10,17 +10,20 @@ import json
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from segment_anything.modeling import Sam
 
-from ..data.files import load_json, whole_file
+from ..data.files import whole_file
 from ..errors import InputError
 from ..fast.devices import parse_device
 from .sam import describe, load_sam, save_sam
+from .transformers_files import CONFIG, PREPROCESSOR, PROCESSOR
+from .transformers_folder import save_transformers
+from .weight_files import NAMES, SINGLE, shard_names
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CARD = SINGLE, "README.md"
 
 _CARD = """\
 ---
@@ -49,20 +52,48 @@ or "auto".
 
 Training data, evaluation and licence: to be filled in by whoever publishes this model.
 """
+_THEIR_CARD = """\
+---
+library_name: transformers
+pipeline_tag: mask-generation
+tags:
+- segment-anything
+---
+
+# {name}
+
+A Segment Anything model for `transformers.SamModel`, written by sam_bigltl.
+
+Training data, evaluation and licence: to be filled in by whoever publishes this model.
+"""
 
 
-def save_pretrained(sam: Sam, folder: str | PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+def save_pretrained(
+    sam: Sam,
+    folder: str | PathLike[str],
+    dtype: torch.dtype = torch.float32,
+    format: Literal["sam_bigltl", "transformers"] = "sam_bigltl",
+) -> None:
     """Write a model as a folder that `from_pretrained` reads and `hf upload` publishes.
 
     Args:
         sam: a Sam with one of this project's encoders, big.LITTLE or dense; its `keep_ratio` is kept.
         folder: made where it is missing. A model card that is there already is left alone.
         dtype: of the floating-point tensors in the file.
+        format: "transformers" writes what its `SamModel`, `SamProcessor` and `pipeline("mask-generation")` read, and
+            takes `segment_anything`'s encoder, too. It has no place for a LITTLE path: the model as it is at
+            keep_ratio 1.0 is written, and one that is set below is refused.
 
     Raises:
-        InputError: another encoder, or a folder that cannot be written.
+        InputError: another encoder, one that the format has no place for, or a folder that cannot be written.
     """
+    if format not in ("sam_bigltl", "transformers"):
+        raise InputError(f'format is "sam_bigltl" or "transformers", not {format!r}')
     folder = Path(folder)
+    if format == "transformers":
+        save_transformers(sam, folder, dtype)
+        _write(folder, {CARD: _THEIR_CARD.format(name=folder.resolve().name)})
+        return
     encoder = sam.image_encoder
     if not hasattr(encoder, "config"):
         raise InputError("this model has segment_anything's encoder: convert it with convert_sam first")
@@ -73,12 +104,16 @@ def save_pretrained(sam: Sam, folder: str | PathLike[str], dtype: torch.dtype = 
         "image_encoder": asdict(encoder.config),
     }
     save_sam(sam, folder / WEIGHTS, dtype)
+    card = _CARD.format(name=folder.resolve().name, model=config["model"])
+    _write(folder, {CONFIG: json.dumps(config, indent=2) + "\n", CARD: card})
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
     try:
-        with whole_file(folder / CONFIG) as file:
-            file.write(json.dumps(config, indent=2) + "\n")
-        if not (folder / CARD).exists():
-            with whole_file(folder / CARD) as file:
-                file.write(_CARD.format(name=folder.resolve().name, model=config["model"]))
+        for name, text in texts.items():
+            if name != CARD or not (folder / CARD).exists():
+                with whole_file(folder / name) as file:
+                    file.write(text)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
 
@@ -90,11 +125,12 @@ def from_pretrained(
     device: str | torch.device | None = None,
     **download: Any,
 ) -> Sam:
-    """The model of a folder that `save_pretrained` wrote, or of a repository of the Hugging Face Hub.
+    """The model of a folder that `save_pretrained` or transformers wrote, or of a repository of the Hugging Face Hub.
 
     Args:
-        name: the folder, or the repository's id such as "someone/bigltl_b". A folder comes first.
-        keep_ratio: of the encoder; None is what the folder's `config.json` says.
+        name: the folder, or the repository's id such as "someone/bigltl_b" or "facebook/sam-vit-base". A folder comes
+            first.
+        keep_ratio: of the encoder; None is what the folder's `config.json` says, where it is one of ours.
         device: as torch takes it; None is the CPU.
         download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of `hf_hub_download`.
 
@@ -102,26 +138,18 @@ def from_pretrained(
         InputError: no such folder or repository, no network, or files that hold no Sam.
     """
     folder = Path(name)
-    if folder.is_dir():
-        if not (folder / WEIGHTS).is_file():
-            raise InputError(f"{folder} holds no {WEIGHTS}: write the folder with sam_bigltl.hub.save_pretrained")
-    elif folder.is_file():
+    if folder.is_file():
         raise InputError(f"{folder} is a file: give its folder, or read it with load_sam")
-    else:
+    if not folder.is_dir():
         folder = _download(str(name), **download)
-    sam = load_sam(folder / WEIGHTS).to(parse_device(str(device or "cpu")))
-    path = folder / CONFIG
-    if keep_ratio is None and path.is_file():
-        repair = "delete it, or write the folder again"
-        config = load_json(path, "configuration", repair, repair)
-        keep_ratio = config.get("keep_ratio") if isinstance(config, dict) else None
+    sam = load_sam(folder).to(parse_device(str(device or "cpu")))
     if keep_ratio is not None:
         sam.image_encoder.keep_ratio = keep_ratio
     return sam
 
 
 def _download(repo_id: str, **options: Any) -> Path:
-    """The folder of the Hub's cache that holds a repository's weights and, where it has one, its configuration."""
+    """The folder of the Hub's cache that holds a repository's weights and, where it has them, its configurations."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
@@ -135,11 +163,23 @@ def _download(repo_id: str, **options: Any) -> Path:
             f"there is no folder {repo_id}; to fetch it from the Hugging Face Hub: pip install huggingface_hub"
         ) from None
     try:
-        try:
-            hf_hub_download(repo_id, CONFIG, **options)
-        except EntryNotFoundError:  # weights alone will do; and where nothing can be reached, they say so
-            pass
-        return Path(hf_hub_download(repo_id, WEIGHTS, **options)).parent
+        path = None
+        for file in (CONFIG, PREPROCESSOR, PROCESSOR, *NAMES):
+            try:
+                found = hf_hub_download(repo_id, file, **options)
+            except EntryNotFoundError as error:  # no configuration will do, and one file of weights
+                missing = error
+                if isinstance(error, LocalEntryNotFoundError):  # unreachable: what the cache holds, without waiting
+                    options["local_files_only"] = True
+                continue
+            if file in NAMES:
+                path = Path(found)
+                break
+        if path is None:
+            raise missing
+        for shard in shard_names(path):
+            hf_hub_download(repo_id, shard, **options)
+        return path.parent
     except LocalEntryNotFoundError:
         raise InputError(
             f"there is no folder {repo_id}, and the Hugging Face Hub cannot be reached: check the path or the network"

@@ -16,11 +16,17 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor
 
-from ..data.files import whole_path
+from ..data.files import load_json, whole_path
 from ..errors import InputError
+from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ..modeling.registry import DENSE, ENCODERS, build_sam
-from .checkpoints import check_tensors, find_weights, load_tensors, read_checkpoint
+from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint
+from .decoder import decoder_settings, fit_decoder
+from .transformers_files import CONFIG, read_transformers
+from .variants import Stated, read_sam
+from .weight_files import join_shards, weight_files
+from .wrong_files import is_safetensors
 
 _PREFIX = "image_encoder."
 
@@ -77,8 +83,11 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
     """Read a model from a file, its type inferred from the tensors.
 
     Args:
-        path: a `.safetensors` file of ours, or a SAM checkpoint (`.pth`), which becomes the dense model of its type.
-            The tensors may lie under a key such as "model" or "state_dict", and have a prefix such as "module.".
+        path: a `.safetensors` file of ours, a SAM checkpoint (`.pth`; SAM-HQ's without its HQ output, which is logged),
+            or a file or folder of transformers' `SamModel`; all but ours become the dense model of their type. The
+            tensors may lie under a key such as "model" or "state_dict", have a prefix such as "module.", and lie in
+            several files with an index. Beside transformers' names, `config.json` is read where there is one; of a
+            folder that `save_pretrained` wrote, its `keep_ratio`.
         model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
             of the SAM that it converts from; its little path then starts random.
 
@@ -87,27 +96,58 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
             finite.
     """
     path = Path(path)
-    state, route_every = _read_state(path)
+    state, stated = _read_state(path)
     try:
         config = infer_config(state, str(path))
     except InputError:
         raise
     except (ValueError, IndexError, ArithmeticError):
         raise InputError(f"{path} holds tensors of SAM's names, but not of shapes that fit together") from None
-    if isinstance(route_every, int) and route_every > 0:
-        stated = replace(config, route_every=route_every)
-        if stated.groups != config.groups and len(stated.groups) == len(config.groups):
-            config = stated
+    told = {name: getattr(stated, name) for name in ("num_heads", "global_layers", "window")}
+    config = replace(config, **{name: value for name, value in told.items() if value is not None})
+    if stated.route_every is not None:
+        finer = replace(config, route_every=stated.route_every)
+        if finer.groups != config.groups and len(finer.groups) == len(config.groups):
+            config = finer
     if model_type is not None and config != ENCODERS[model_type]:
         if config == ENCODERS.get(DENSE.get(model_type, "")):
-            return convert_sam(_build(config, state, path))
+            return convert_sam(_build(config, state, stated, path))
         raise InputError(f"{path} holds {describe(config)}, not {model_type}: load it as what it is")
-    return _build(config, state, path)
+    sam = _build(config, state, stated, path)
+    if path.is_dir() and (ratio := _keep_ratio(path)) is not None:
+        sam.image_encoder.keep_ratio = ratio
+    return sam
+
+
+def _keep_ratio(folder: Path) -> Any:
+    """What the configuration of a folder of ours says of `keep_ratio`; None without one."""
+    path, repair = folder / CONFIG, "delete it, or write the folder again"
+    config = load_json(path, "configuration", repair, repair) if path.is_file() else None
+    # transformers' configurations have a model_type.
+    return config.get("keep_ratio") if isinstance(config, dict) and "model_type" not in config else None
 
 
 def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a model's tensors as safetensors, floating point ones as `dtype`; whole or not at all."""
     path = Path(path)
+    state = finite_state(sam, path, dtype)
+    config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
+    # Tensors tell the number of routing groups, which several values of route_every can share.
+    about = {"model": describe(config), "route_every": config.route_every} | decoder_settings(sam)
+    try:
+        with whole_path(path) as partial:
+            # One entry: several come in any order.
+            save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def finite_state(sam: Sam, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a model on the CPU, floating point ones as `dtype`; InputError where one cannot be written so."""
+    if any(isinstance(module, (Int8Linear, Int8MLP)) for module in sam.modules()):
+        raise InputError(
+            f"{path} is not written: int8 layers have no weights to write; save it before optimize('int8')"
+        )
     state = {
         name: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for name, value in sam.state_dict().items()
@@ -116,15 +156,7 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> 
         if not value.isfinite().all():
             kind = str(dtype).removeprefix("torch.")
             raise InputError(f"{path} is not written: {name} has values that are not finite, or not in {kind}")
-    config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
-    # Tensors tell the number of routing groups, which several values of route_every can share.
-    about = {"model": describe(config), "route_every": config.route_every}
-    try:
-        with whole_path(path) as partial:
-            # One entry: several come in any order.
-            save_file(state, partial, metadata={"sam_bigltl": json.dumps(about)})
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    return state
 
 
 def describe(config: EncoderConfig) -> str:
@@ -136,33 +168,40 @@ def describe(config: EncoderConfig) -> str:
     return f"an encoder of width {config.dim}, depth {config.depth}, {config.img_size} px{little}"
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """The tensors of a file, and route_every where it says so."""
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file")
-    content, route_every = read_checkpoint(path, _load_file)
-    state = find_weights(content, _PREFIX.rstrip("."), path)
+def _read_state(path: Path) -> tuple[dict[str, Tensor], Stated]:
+    """The tensors of a file or folder by SAM's names, and what it says beside."""
+    files = weight_files(path)
+    contents, about = zip(*(read_checkpoint(file, _load_file) for file in files))
+    content = contents[0] if len(files) == 1 else join_shards(list(contents), path)
+    theirs = not has_tensors(content, "image_encoder") and has_tensors(content, "vision_encoder")
+    state = find_weights(content, "vision_encoder" if theirs else "image_encoder", path)
     check_tensors(state, path)
     # Of a part that was wrapped alone; no name of SAM's has such a component.
-    return {name.replace(".module.", "."): value for name, value in state.items()}, route_every
+    state = {name.replace(".module.", "."): value for name, value in state.items()}
+    if theirs:
+        return read_transformers(state, path, files[0].parent)
+    return read_sam(state, path), Stated.of(about[0])
 
 
-def _load_file(path: Path) -> tuple[Any, Any]:
-    if path.suffix != ".safetensors":
-        return load_tensors(path), None
+def _load_file(path: Path) -> tuple[Any, dict[str, Any]]:
+    if not is_safetensors(path):
+        return load_tensors(path), {}
     with safe_open(path, "pt") as file:
         about = json.loads((file.metadata() or {}).get("sam_bigltl", "{}"))
-    return load_tensors(path), about.get("route_every")
+    return load_tensors(path), dict(about)
 
 
-def _build(config: EncoderConfig, state: dict[str, Tensor], path: Path) -> Sam:
+def _build(config: EncoderConfig, state: dict[str, Tensor], stated: Stated, path: Path) -> Sam:
     try:
         with torch.device("meta"):  # a file can imply a model of any size: nothing is allocated before the tensors fit
-            build_sam(config).load_state_dict(state, assign=True)
+            sam = build_sam(config)
+            fit_decoder(sam, state, stated.decoder_heads, stated.decoder_eps)
+            sam.load_state_dict(state, assign=True)
     except Exception as error:  # of whatever module the sizes do not suit
         detail = " ".join(str(error).split())[:160]
         raise InputError(f"{path} looks like {describe(config)}, but its tensors do not fit: {detail}") from None
     sam = build_sam(config)
+    fit_decoder(sam, state, stated.decoder_heads, stated.decoder_eps)
     sam.load_state_dict(state)  # to float32
     return sam
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..convert.weight_files import weights_sha256
 from ..data.coco import CocoImage, Usage, check_image_files, read_coco
 from ..data.files import csv_cell, sha256, whole_file
 from ..data.tables import aligned
@@ -187,6 +188,11 @@ def _usage(found: _Found, unread: Sequence[ImageRecord], summary: Sequence[dict[
     return usage.without("without a pixel", usage.used - min((row["instances"] for row in summary), default=usage.used))
 
 
+def _weights_sha256(path: Path) -> str:
+    several = path.is_dir() or path.name.endswith(".index.json")
+    return weights_sha256(path) if several else sha256(path)
+
+
 def _settings(job: Job) -> dict[str, Any]:
     """Everything that a result depends on."""
     plan = job.plan
@@ -194,7 +200,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "annotations": job.annotations.name,
         "annotations_sha256": sha256(job.annotations),
         "model": job.model or Path(job.checkpoint or "").name,
-        "checkpoint_sha256": None if job.checkpoint is None else sha256(Path(job.checkpoint)),
+        "checkpoint_sha256": None if job.checkpoint is None else _weights_sha256(Path(job.checkpoint)),
         "detections_sha256": None if job.detections is None else sha256(job.detections),
         "keep_ratio": list(plan.keep_ratios),
         "prompts": list(plan.prompts),
