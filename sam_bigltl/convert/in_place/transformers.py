@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.models.sam import modeling_sam
 from transformers.models.sam_hq import modeling_sam_hq
@@ -38,6 +39,10 @@ class VisionEncoder(Renamed, nn.Module):
 
     def __init__(self, encoder: InPlaceEncoder, config: Any, answers: type) -> None:
         super().__init__()
+        theirs = encoder.origin.theirs
+        dtype = encoder.origin.dtype or next(theirs.parameters()).dtype
+        # The first parameter tells transformers the type of the model, which inputs and files have: not a copy's.
+        self.marker = nn.Parameter(torch.empty(0, dtype=dtype, device=encoder.pos_embed.device), requires_grad=False)
         self.encoder = encoder
         self.config = config
         self.answers = answers
@@ -51,6 +56,16 @@ class VisionEncoder(Renamed, nn.Module):
     @keep_ratio.setter
     def keep_ratio(self, value: Any) -> None:
         self.encoder.keep_ratio = value
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's, by transformers' names."""
+        state = super().state_dict(*args, **kwargs)
+        del state[kwargs.get("prefix", "") + "marker"]
+        return state
+
+    def _load_from_state_dict(self, state_dict, prefix, *args: Any) -> None:  # nn.Module's signature
+        state_dict[prefix + "marker"] = self.marker.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_input_embeddings(self) -> nn.Module:
         """As transformers' encoder."""
