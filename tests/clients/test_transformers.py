@@ -122,7 +122,10 @@ def test_hq_features_of_before():
 @pytest.mark.parametrize("kind", ["SamVisionModel", "SamHQVisionModel"])
 @pytest.mark.parametrize(
     "call",
-    [{}, {"output_hidden_states": True}, {"output_hidden_states": [0, -1]}, {"output_hidden_states": 2}, {"return_dict": False}],
+    [
+        {}, {"output_hidden_states": True}, {"output_hidden_states": [0, -1]}, {"output_hidden_states": 2},
+        {"return_dict": False},
+    ],
 )  # fmt: skip
 @torch.no_grad()
 def test_outputs_of_the_vision_model(kind, call):
@@ -181,7 +184,10 @@ def test_what_is_refused():
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(qkv_bias=False), dict(use_rel_pos=False), dict(use_abs_pos=False), dict(layer_norm_eps=1e-2), dict(window_size=0)],
+    [
+        dict(qkv_bias=False), dict(use_rel_pos=False), dict(use_abs_pos=False), dict(layer_norm_eps=1e-2),
+        dict(window_size=0),
+    ],
 )  # fmt: skip
 def test_other_configurations(changes):
     model = build(**changes)
@@ -195,7 +201,9 @@ def test_other_configurations(changes):
 def test_the_pipeline_gives_the_same_masks():
     model = build()
     generate = transformers.pipeline("mask-generation", model=model, image_processor=processor().image_processor)
-    settings = dict(points_per_crop=4, points_per_batch=8, pred_iou_thresh=-10.0, stability_score_thresh=-1.0, crops_nms_thresh=1.0)
+    settings = dict(
+        points_per_crop=4, points_per_batch=8, pred_iou_thresh=-10.0, stability_score_thresh=-1.0, crops_nms_thresh=1.0
+    )
     image = Image.fromarray(picture(64, 64))
     expected = generate(image, **settings)
     accelerate(model, dtype="float32")

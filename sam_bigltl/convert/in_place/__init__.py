@@ -99,10 +99,10 @@ def accelerate(
         raise _no_little()
     format = choose(exact.pos_embed.device, dtype, native, exact.training)
     if live is not None and live.exact is exact and live.format == format:
-        live.keep_ratio = keep_ratio  # type: ignore[assignment]
+        live.keep_ratio = keep_ratio
         return model
     encoder = exact.in_format(format)
-    encoder.keep_ratio = keep_ratio  # type: ignore[assignment]
+    encoder.keep_ratio = keep_ratio
     site.install(encoder)
     return model
 

@@ -75,7 +75,7 @@ class InPlaceEncoder(BigLittleEncoder):
         self._is_copy = False
 
     @property
-    def taps(self) -> Taps | None:  # type: ignore[override]
+    def taps(self) -> Taps | None:
         return _TAPS.get() or self._own_taps
 
     @taps.setter
@@ -162,7 +162,7 @@ class InPlaceEncoder(BigLittleEncoder):
                 _put(result, name, copied, value.requires_grad)
             for name, module in self.named_modules():
                 if hasattr(module, "eps"):
-                    result.get_submodule(name).eps = module.eps  # type: ignore[assignment]
+                    result.get_submodule(name).eps = module.eps
             result.origin = Origin(self.origin.theirs, self.origin.names, self, order=self.origin.order)
             result.train(self.training)
         result._is_copy = False  # while it is converted
@@ -275,7 +275,7 @@ def tie(kind: type[InPlaceEncoder], config: EncoderConfig, origin: Origin, norm_
             _put(encoder, name, donor[name].detach().to(example.device, example.dtype), True)
     for name, module in encoder.named_modules():
         if hasattr(module, "eps") and f"{name}.weight" in origin.names:
-            module.eps = origin.theirs.get_submodule(origin.names[f"{name}.weight"].rpartition(".")[0]).eps  # type: ignore[assignment]
+            module.eps = origin.theirs.get_submodule(origin.names[f"{name}.weight"].rpartition(".")[0]).eps
     encoder.origin = origin
     encoder.train(origin.theirs.training)
     return encoder
@@ -310,7 +310,7 @@ def _get(module: nn.Module, name: str) -> Tensor:
 def _put_object(module: nn.Module, name: str, value: Tensor) -> None:
     parent, _, own = name.rpartition(".")
     holder = module.get_submodule(parent)
-    (holder._parameters if own in holder._parameters else holder._buffers)[own] = value  # type: ignore[assignment]
+    (holder._parameters if own in holder._parameters else holder._buffers)[own] = value
 
 
 def _put(module: nn.Module, name: str, value: Tensor, requires_grad: bool) -> None:

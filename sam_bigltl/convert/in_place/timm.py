@@ -40,22 +40,22 @@ class VisionTransformer(Renamed, library.VisionTransformerSAM):
         self.encoder.keep_ratio = value
 
     @property
-    def blocks(self) -> Any:
+    def blocks(self) -> Any:  # type: ignore[override]
         """Our P-blocks."""
         return self.encoder.blocks
 
     @property
-    def patch_embed(self) -> Any:
+    def patch_embed(self) -> Any:  # type: ignore[override]
         """Of our encoder."""
         return self.encoder.patch_embed
 
     @property
-    def pos_embed(self) -> Any:
+    def pos_embed(self) -> Any:  # type: ignore[override]
         """Of our encoder."""
         return self.encoder.pos_embed
 
     @property
-    def neck(self) -> Any:
+    def neck(self) -> Any:  # type: ignore[override]
         """Of our encoder."""
         return self.encoder.neck
 
