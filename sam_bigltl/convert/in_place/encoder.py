@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -310,7 +310,7 @@ def _get(module: nn.Module, name: str) -> Tensor:
 def _put_object(module: nn.Module, name: str, value: Tensor) -> None:
     parent, _, own = name.rpartition(".")
     holder = module.get_submodule(parent)
-    (holder._parameters if own in holder._parameters else holder._buffers)[own] = value
+    (holder._parameters if own in holder._parameters else holder._buffers)[own] = cast(Any, value)
 
 
 def _put(module: nn.Module, name: str, value: Tensor, requires_grad: bool) -> None:
