@@ -65,17 +65,19 @@ def activations(fitted, group: int) -> tuple[np.ndarray, list[np.ndarray], np.nd
     encoder = fitted.dense.image_encoder
     layers = encoder.config.groups[group][1]
     inputs, keys_values, changes = [], {layer: [] for layer in layers}, []
-    hooks = [
-        encoder.blocks[layer].attn.qkv.register_forward_hook(
-            lambda _, __, out, layer=layer: keys_values[layer].append(out[0, :, out.shape[-1] // 3 :])
+    hooks = [  # on the norm: a hooked qkv gets padded windows
+        encoder.blocks[layer].norm1.register_forward_hook(
+            lambda _, __, out, layer=layer: keys_values[layer].append(
+                encoder.blocks[layer].attn.qkv(out[0].flatten(0, 1))[:, out.shape[-1] :]
+            )
         )
         for layer in layers
     ]
     states: dict[int, torch.Tensor] = {}
     for layer in (layers[0], layers[-1]):
         block = encoder.blocks[layer]
-        hooks.append(block.register_forward_pre_hook(lambda _, args, layer=layer: states.update({layer: args[0][0]})))
-        hooks.append(block.register_forward_hook(lambda _, __, out: states.update({-1: out[0]})))
+        hooks.append(block.register_forward_pre_hook(lambda _, args, layer=layer: states.update({layer: args[0][0].flatten(0, 1)})))
+        hooks.append(block.register_forward_hook(lambda _, __, out: states.update({-1: out[0].flatten(0, 1)})))
     encoder.keep_ratio = 1.0
     for image in fitted.fit:
         encoder(image)

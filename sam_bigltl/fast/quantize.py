@@ -52,9 +52,24 @@ class Int8Linear(nn.Module):
         self.activation = activation
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        # Plain attributes: packed weights follow no `.to()`, and a copied module may share them.
+        # Plain attributes: packed weights follow no `.to()`.
         self.packed = torch.ops.onednn.qlinear_prepack(levels, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
+
+    def levels(self) -> Tensor:
+        """The rounded weights (out, in), int8, got back from oneDNN's own layout: products with unit vectors."""
+        units = torch.eye(self.in_features, dtype=torch.uint8) + _ZERO
+        ones = torch.ones(self.out_features)
+        products = torch.ops.onednn.qlinear_pointwise(
+            units, 1.0, _ZERO, self.packed, ones, self.zero_points, None, 1.0, 0, torch.float32, "none", [], "none"
+        )
+        return products.t().round().to(torch.int8)
+
+    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle, which do not take that layout
+        return {**self.__dict__, "packed": self.levels()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "packed": torch.ops.onednn.qlinear_prepack(state["packed"].contiguous(), None)})
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), both bfloat16."""

@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 
 import torch
+from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
 from ..fast.native import ops
 from ..fast.native.ragged import Ragged
+from ..fast.quantize import Int8Linear
+from .calls import Alone, Place, Routed, is_plain, place_of_call
 from .layouts import all_tokens, selected_tokens
 from .routing import Geometry, Selection
 
@@ -45,21 +49,25 @@ def relative_logits(q: Tensor, table: Tensor, lines: Tensor, num_lines: int) -> 
     return by_distance.gather(-1, index.expand(q.shape[0], q.shape[1], -1, -1))
 
 
-def relative_logits_grid(q: Tensor, table: Tensor, axis: int) -> Tensor:
+def relative_logits_grid(q: Tensor, table: Tensor, axis: int, resized: bool = False) -> Tensor:
     """The same factor where the queries are a whole grid: fewer products and no gather.
 
     Args:
         q: unscaled queries (b, h, rows, columns, d).
         table: as above.
         axis: 0 for rows, 1 for columns.
+        resized: the table is interpolated to a grid of another size, as SAM does it; else a smaller grid is a part.
 
     Returns:
         (b, h, rows, columns, rows or columns)
     """
     length = q.shape[2 + axis]
     size = (table.shape[0] + 1) // 2
-    line = torch.arange(length, device=q.device)
-    relative = table.to(q.dtype)[line[:, None] - line[None, :] + (size - 1)]  # (length, length, d)
+    if resized:
+        relative = get_rel_pos(length, length, table.to(q.dtype))
+    else:
+        line = torch.arange(length, device=q.device)
+        relative = table.to(q.dtype)[line[:, None] - line[None, :] + (size - 1)]  # (length, length, d)
     return torch.einsum("bnhwc,hkc->bnhwk" if axis == 0 else "bnhwc,wkc->bnhwk", q, relative)
 
 
@@ -78,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
     if torch.is_grad_enabled():
         return _attend_at_once(q, k, v, rel_h, rel_w, scale)
-    if _is_exporting():  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
+    if _is_exporting() or torch.jit.is_tracing():  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
         parts = zip(q.split(_QUERIES, dim=2), rel_h.split(_QUERIES, dim=2), rel_w.split(_QUERIES, dim=2))
         return torch.cat([_attend_at_once(own_q, k, v, own_h, own_w, scale) for own_q, own_h, own_w in parts], dim=2)
     # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
@@ -128,6 +136,15 @@ def attend_folded(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor,
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :d]
 
 
+def padded_place(layer: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
+    """What `layer`, the qkv of tokens x (..., C), gives for a padded place of a window, (3C,); zeros where none is."""
+    if not geometry.padded:
+        return x.new_zeros(3 * x.shape[-1])
+    if isinstance(layer, (nn.Linear, Int8Linear)) and isinstance(layer.bias, Tensor):
+        return layer.bias
+    return layer(x.new_zeros(1, 1, 1, x.shape[-1])).flatten()  # of a client's module only its output is known
+
+
 class SemiCrossAttention(nn.Module):
     """Queries: the selected tokens. Keys and values: every token in reach, big where selected and little elsewhere.
 
@@ -145,75 +162,103 @@ class SemiCrossAttention(nn.Module):
     # Relative positions, both or neither.
     rel_pos_h: nn.Parameter | None
     rel_pos_w: nn.Parameter | None
+    takes_place = True
 
     def __init__(self, dim: int, num_heads: int, table_size: int, window: int, little_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window = window
         self.native = False
+        self.use_rel_pos = table_size > 0
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv: nn.Module = nn.Linear(dim, 3 * dim)
+        self.proj: nn.Module = nn.Linear(dim, dim)
         for name in ("rel_pos_h", "rel_pos_w"):
             table = nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads)) if table_size else None
             self.register_parameter(name, table)
         if little_dim:
             self.kv_little = nn.Linear(little_dim, 2 * dim)
 
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """Attention among all tokens, x (B, N, C) -> (B, N, C): `segment_anything`'s, padded windows included."""
-        qkv = self.qkv(x)  # (B, N, 3C)
-        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
-            flat = qkv.flatten(0, 1)
+    @property
+    def is_plain(self) -> bool:
+        """Whether no client sees or changes what goes in and out of it, so that windows need not be cut first."""
+        fused = isinstance(self.qkv, Int8Linear)  # with the norm, which padding must not pass through
+        return fused or (
+            is_plain(self, SemiCrossAttention) and is_plain(self.qkv, nn.Linear) and is_plain(self.proj, nn.Linear)
+        )
+
+    def forward(self, x: Tensor, place: Place | None = None) -> Tensor:
+        """Attention among the tokens x (B, H, W, C), or of selected ones (B, 1, K, C) where `place` says so.
+
+        A classifier's are (B, N, C) and (B, K, C). Called by hand it is `segment_anything`'s: x sees nothing but itself.
+        """
+        place = place_of_call(place)
+        if isinstance(place, Routed):
+            return self.routed(x, place.little, place.selection, place.geometry)
+        geometry = None if isinstance(place, Alone) else place
+        qkv = self.qkv(x)  # (B, H, W, 3C)
+        if geometry is not None and self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
+            flat, padding = qkv.flatten(0, -2), padded_place(self.qkv, x, geometry)
             layout = all_tokens(geometry, x.shape[0], whole=not self.window)
-            return self.proj(self._native(flat, flat[:0, x.shape[-1] :], layout).view_as(x))
-        if self.window:
+            return self.proj(self._native(flat, flat[:0, x.shape[-1] :], padding, layout).view_as(x))
+        windowed = geometry is not None and self.window > 0
+        if geometry is None:
+            rows, columns = x.shape[1:3]
+        elif windowed:
             # The reference pads after the norm, so a padded token's q, k and v are the bias of qkv.
-            qkv = geometry.to_windows(qkv, self.qkv.bias)
+            qkv = geometry.to_windows(qkv.flatten(1, -2), padded_place(self.qkv, x, geometry))
             rows = columns = self.window
         else:
             rows, columns = geometry.grid
-        b, n, _ = qkv.shape  # windows or images
-        q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (b, h, n, d)
+        b, n = qkv.shape[0], rows * columns  # windows or images
+        q, k, v = qkv.reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (b, h, n, d)
         if self.rel_pos_h is None or self.rel_pos_w is None:
             out = F.scaled_dot_product_attention(q, k, v)
         else:
             on_grid = q.reshape(b, self.num_heads, rows, columns, -1)
-            rel_h = relative_logits_grid(on_grid, self.rel_pos_h, 0).flatten(2, 3)  # (b, h, n, rows)
-            rel_w = relative_logits_grid(on_grid, self.rel_pos_w, 1).flatten(2, 3)
+            other = geometry is None  # a grid of any size
+            rel_h = relative_logits_grid(on_grid, self.rel_pos_h, 0, other).flatten(2, 3)  # (b, h, n, rows)
+            rel_w = relative_logits_grid(on_grid, self.rel_pos_w, 1, other).flatten(2, 3)
             out = attend(q, k, v, rel_h, rel_w, self.scale)
         out = out.transpose(1, 2).reshape(b, n, -1)
-        if self.window:
+        if windowed:
+            assert geometry is not None
             out = geometry.from_windows(out, x.shape[0])
-        return self.proj(out)
+        return self.proj(out.reshape(x.shape))
 
     def routed(self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """Attention of the selected tokens.
 
         Args:
-            x: normed big states of the selected tokens, (B, K, C).
+            x: normed big states of the selected tokens, (B, K, C) or (B, 1, K, C).
             little: normed little stream of all tokens, (B, N, C_E).
             selection: which K tokens these are.
 
         Returns:
-            (B, K, C)
+            of the shape of x
         """
-        batch, num_selected, dim = x.shape
-        qkv = self.qkv(x)
+        (batch, num_selected), dim = selection.indices.shape, x.shape[-1]
+        if x[..., 0].numel() != batch * num_selected:
+            raise InputError(
+                f"an attention got tokens of shape {tuple(x.shape)} where {num_selected} of each image are selected: "
+                "a block that cuts windows itself runs at keep_ratio 1.0 only"
+            )
+        padding = padded_place(self.qkv, x, geometry)
+        qkv = self.qkv(x).reshape(batch, num_selected, 3 * dim)
         if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
             flat = qkv.flatten(0, 1)
             rest = flat[:0, dim:]
             if len(selection.rest):
                 rest = self.kv_little(little.flatten(0, 1).index_select(0, selection.rest))
             layout = selected_tokens(selection, whole=not self.window)
-            return self.proj(self._native(flat, rest, layout).view_as(x))
+            return self.proj(self._native(flat, rest, padding, layout).view_as(x))
         q, kv_big = qkv.split([dim, 2 * dim], dim=-1)
         kv = self.kv_little(little).flatten(0, 1)  # (B * N, 2C)
         # In place: the product that made `kv` does not need it for its gradient.
         kv = kv.index_copy_(0, selection.flat, kv_big.reshape(-1, 2 * dim).to(kv.dtype))
         kv = kv.view(batch, -1, 2 * dim)
         if self.window:
-            out = self._windowed(q, kv, selection, geometry)
+            out = self._windowed(q, kv, padding[dim:], selection, geometry)
         else:
             q = self._heads(q)
             k, v = self._heads(kv[..., :dim]), self._heads(kv[..., dim:])
@@ -223,27 +268,26 @@ class SemiCrossAttention(nn.Module):
                 rel_h = relative_logits(q, self.rel_pos_h, selection.rows, geometry.grid[0])
                 rel_w = relative_logits(q, self.rel_pos_w, selection.columns, geometry.grid[1])
                 out = attend(q, k, v, rel_h, rel_w, self.scale)
-            out = out.transpose(1, 2).reshape(batch, num_selected, dim)
-        return self.proj(out)
+            out = out.transpose(1, 2)
+        return self.proj(out.reshape(x.shape))
 
-    def _native(self, qkv: Tensor, rest: Tensor, layout: Ragged) -> Tensor:
-        """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C) -> (Q, C)"""
+    def _native(self, qkv: Tensor, rest: Tensor, padding: Tensor, layout: Ragged) -> Tensor:
+        """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C), of padding (3C,) -> (Q, C)"""
         dim = qkv.shape[-1] // 3
         tables = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
-        return ops.attend(
-            qkv[:, :dim], qkv[:, dim:], rest, self.qkv.bias[dim:], layout, tables, self.num_heads
-        )  # fmt: skip
+        return ops.attend(qkv[:, :dim], qkv[:, dim:], rest, padding[dim:], layout, tables, self.num_heads)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(b, n, C) -> (b, h, n, d)"""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _windowed(self, q: Tensor, kv: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
-        """q (B, K, C) and kv (B, N, 2C) -> (B, K, C)"""
+    def _windowed(self, q: Tensor, kv: Tensor, padding: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
+        """q (B, K, C), kv (B, N, 2C) and padding (2C,) -> (B, K, C)"""
         # Buckets have other shapes for every image: no graph of them can be used again.
-        if not torch.is_grad_enabled() and q.device.type == "cpu" and not torch.compiler.is_compiling():
-            return self._in_buckets(q, kv, selection)
-        windows = geometry.to_windows(kv, self.qkv.bias[-kv.shape[-1] :])  # (B * windows, w * w, 2C)
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not torch.is_grad_enabled() and q.device.type == "cpu" and not traced:
+            return self._in_buckets(q, kv, padding, selection)
+        windows = geometry.to_windows(kv, padding)  # (B * windows, w * w, 2C)
         return self._in_blocks(q, windows, selection, geometry)
 
     def _in_blocks(self, q: Tensor, windows: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
@@ -264,7 +308,7 @@ class SemiCrossAttention(nn.Module):
         out = out.transpose(1, 2).reshape(batch, num_blocks * size, dim)
         return out.gather(1, blocks.slot[..., None].expand(-1, -1, dim))
 
-    def _in_buckets(self, q: Tensor, kv: Tensor, selection: Selection) -> Tensor:
+    def _in_buckets(self, q: Tensor, kv: Tensor, padding: Tensor, selection: Selection) -> Tensor:
         """Windows with similar numbers of queries together, keys and values gathered once: for inference on CPU."""
         assert self.rel_pos_h is not None and self.rel_pos_w is not None  # windows have them
         batch, num_selected, dim = q.shape
@@ -276,7 +320,7 @@ class SemiCrossAttention(nn.Module):
             rel_h = relative_logits(own_q, self.rel_pos_h, bucket.rows[None], self.window)
             rel_w = relative_logits(own_q, self.rel_pos_w, bucket.columns[None], self.window)
             own_kv = kv.index_select(0, bucket.keys)  # (W * w * w, 2C)
-            own_kv[bucket.padding] = self.qkv.bias[-2 * dim :].to(kv.dtype)
+            own_kv[bucket.padding] = padding.to(kv.dtype)
             k, v = own_kv.view(num_windows, -1, 2, self.num_heads, dim // self.num_heads).permute(2, 3, 0, 1, 4)
             own_q, rel_h, rel_w = (x[0].unflatten(1, (num_windows, -1)) for x in (own_q, rel_h, rel_w))
             attended = attend(own_q, k, v, rel_h, rel_w, self.scale)  # (h, W, size, d)
@@ -307,9 +351,10 @@ class WindowAttention(nn.Module):
             flat = qkv.flatten(0, 1)
             q, kv = flat[:, :dim], flat[:, dim:]
             layout = all_tokens(geometry, x.shape[0], whole=geometry.whole)
-            out = ops.attend(q, kv, kv[:0], self.qkv.bias[dim:], layout, None, self.num_heads)
+            padding = padded_place(self.qkv, x, geometry)[dim:]
+            out = ops.attend(q, kv, kv[:0], padding, layout, None, self.num_heads)
             return self.proj(out.view_as(x))
-        qkv = geometry.to_windows(qkv, self.qkv.bias)  # (B * windows, w * w, 3 C_E)
+        qkv = geometry.to_windows(qkv, padded_place(self.qkv, x, geometry))  # (B * windows, w * w, 3 C_E)
         b, n, _ = qkv.shape
         q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)

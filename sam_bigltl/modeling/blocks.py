@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from segment_anything.modeling.common import MLPBlock
+from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 from torch import Tensor, nn
 
 from .attention import SemiCrossAttention, WindowAttention
+from .calls import ALONE, Alone, Place, Routed, call, place_of_call
 from .routing import Geometry, Selection
 
 GAMMA_INIT = 1e-4  # the paper's Algorithm 1
+LITTLE = ("norm_little", "up", "gamma")  # what a P-block has for the little stream, beside its attention's kv_little
 
 
 class DropPath(nn.Module):
@@ -23,15 +26,19 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n, c), scaled so that its mean stays"""
-        if not self.training or self.rate == 0.0:
+        """(B, ..., c), scaled so that its mean stays; as it is where nothing before it learns"""
+        frozen = torch.is_grad_enabled() and not x.requires_grad
+        if not self.training or self.rate == 0.0 or frozen:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
         return x * (kept / (1 - self.rate)).to(x.dtype)
 
 
 class PBlock(nn.Module):
     """SAM's encoder block, which can also run on selected tokens only.
+
+    Called by hand, `block(x)` on (B, H, W, C), it is SAM's own. Where an attention was replaced, wrapped or hooked, or
+    its `qkv` or `proj`, it gets what SAM gives it: windows (B * windows, w, w, C), padded ones included.
 
     Args:
         dim: big width C.
@@ -41,6 +48,8 @@ class PBlock(nn.Module):
         little_dim: little width C_E; 0 for a dense model.
         drop_path: how often training skips what one half of the block adds, per image (stochastic depth).
     """
+
+    takes_place = True
 
     def __init__(
         self,
@@ -53,6 +62,7 @@ class PBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        self.window_size = window
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = SemiCrossAttention(dim, num_heads, table_size, window, little_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -63,23 +73,46 @@ class PBlock(nn.Module):
             self.up = nn.Linear(little_dim, dim)
             self.gamma = nn.Parameter(torch.full((dim,), GAMMA_INIT))
 
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """All tokens, x (B, N, C) -> (B, N, C): the block of the dense model."""
-        x = x + self.drop_path(self.attn(self.norm1(x), geometry))
+    def forward(self, x: Tensor, place: Place | None = None) -> Tensor:
+        """Tokens to tokens.
+
+        Args:
+            x: all tokens of a grid (B, H, W, C); or, where `place` says so, selected ones (B, 1, K, C). A classifier's
+                are (B, N, C) and (B, K, C).
+            place: where they lie; None in a call by hand.
+
+        Returns:
+            of the shape of x.
+        """
+        place = place_of_call(place)
+        if isinstance(place, Routed):
+            return self.routed(x, place.little, place.selection, place.geometry, place.gate)
+        x = x + self.drop_path(self._attention(self.norm1(x), place))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attention(self, x: Tensor, geometry: Geometry | Alone | None) -> Tensor:
+        if isinstance(geometry, Geometry) and (not self.window_size or getattr(self.attn, "is_plain", False)):
+            return call(self.attn, x, geometry)
+        if not self.window_size:
+            return call(self.attn, x, ALONE)
+        windows, padded = window_partition(x, self.window_size)
+        return window_unpartition(call(self.attn, windows, ALONE), self.window_size, padded, x.shape[1:3])
 
     def routed(
         self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry, gate: Tensor | None
     ) -> Tensor:
-        """Selected tokens, x (B, K, C) -> (B, K, C).
+        """Selected tokens, x (B, K, C) or (B, 1, K, C) -> the same shape.
 
         Args:
             little: little stream of all tokens before this layer's E-block, (B, N, C_E).
             gate: factor on what the block adds, (B, K, 1), or None outside training.
         """
-        added = self.drop_path(self.attn.routed(self.norm1(x), self.norm_little(little), selection, geometry))
+        place = Routed(self.norm_little(little), selection, geometry)
+        if gate is not None:
+            gate = gate.view(*x.shape[:-1], 1).to(x.dtype)  # it is 1 exactly: float32 would only widen the tokens
+        added = self.drop_path(call(self.attn, self.norm1(x), place))
         x = x + (added if gate is None else gate * added)
-        x = x + self.gamma * self.up(selection.gather(little))
+        x = x + self.gamma * self.up(selection.gather(little).view(*x.shape[:-1], -1))
         added = self.drop_path(self.mlp(self.norm2(x)))
         return x + (added if gate is None else gate * added)
 

@@ -150,7 +150,8 @@ class BigLittleEncoder(Trunk):
 
     def routed(self, tokens: Tensor) -> tuple[Tensor, Route]:
         """`encode_tokens` and the route, which is not kept: what can be traced must have no side effects."""
-        batch, gh, gw, dim = tokens.shape
+        batch, dim = tokens.shape[0], tokens.shape[3]
+        gh, gw = int(tokens.shape[1]), int(tokens.shape[2])  # torch.jit.trace makes tensors of shapes
         big = self._geometry((gh, gw), self.config.window, tokens.device)
         x = tokens.reshape(batch, gh * gw, dim).contiguous()  # a convolution leaves channels first
         x, route = self._run_layers(x, big, self._geometry((gh, gw), self.config.little_window, tokens.device))

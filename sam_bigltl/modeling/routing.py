@@ -46,11 +46,15 @@ class Geometry:
         batch, _, channels = x.shape
         if self.padded:
             x = x.index_select(1, self.place_token)
-            x[:, self.padding] = fill.to(x.dtype)
+            x[:, self.padding] = fill.to(x.dtype).expand(batch, len(self.padding), -1)  # the old ONNX exporter needs it
         else:
             (gh, gw), w = self.grid, self.window
             x = x.view(batch, gh // w, w, gw // w, w, channels).transpose(2, 3)
         return x.reshape(batch * self.num_windows, self.window**2, channels)
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """x (B, N, c) -> (B, gh, gw, c)"""
+        return x.view(x.shape[0], *self.grid, x.shape[-1])
 
     def from_windows(self, x: Tensor, batch: int) -> Tensor:
         """(B * windows, w * w, c) -> (B, N, c), padding dropped."""
@@ -66,12 +70,17 @@ class SequenceGeometry(Geometry):
     """Tokens in a row, such as a class token and patches, which all see each other."""
 
     whole = True
+    padded = False
 
     def __init__(self, tokens: int, device: torch.device | str) -> None:
         self.grid = (1, tokens)
         self.columns = torch.arange(tokens, device=device)
         self.rows = torch.zeros_like(self.columns)
         self.layouts = {}
+
+    def on_grid(self, x: Tensor) -> Tensor:
+        """x (B, N, c) as it is"""
+        return x
 
     def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
         """x (B, N, c) as it is"""
@@ -318,7 +327,11 @@ class Router(nn.Module):
 
     def forward(self, little: Tensor) -> Tensor:
         """little (B, N, C_E) -> scores (B, N), computed in float32 under autocast too: in bfloat16 tokens would tie."""
-        return (little.float() * self.score.weight.float()).sum(dim=-1).softmax(dim=1)
+        if type(self.score) is nn.Linear:
+            logits = (little.float() * self.score.weight.float()).sum(dim=-1)
+        else:  # a client's
+            logits = self.score(little).float().squeeze(-1)
+        return logits.softmax(dim=1)
 
 
 def straight_through_gate(scores: Tensor, indices: Tensor) -> Tensor:

@@ -28,13 +28,25 @@ class PatchProjection(PatchEmbed):
         return F.linear(patches.flatten(3), self.proj.weight.flatten(1), self.proj.bias)
 
 
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that, once it does not learn, uses and keeps its running statistics in training as well.
+
+    `model.train()` must not change what a frozen encoder computes, as it does not change SAM's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.requires_grad:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
 class ConvNormAct(nn.Sequential):
     """3 x 3 convolution, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            FrozenBatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -46,7 +58,7 @@ class ResidualConv(nn.Module):
         super().__init__()
         self.conv1 = ConvNormAct(channels, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = FrozenBatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.conv2(self.conv1(x)))

@@ -22,7 +22,8 @@ from typing_extensions import Self
 from ..errors import InputError
 from ..fast.native import build
 from ..memory import keep_freed_memory
-from .blocks import EBlock, PBlock
+from .blocks import LITTLE, EBlock, PBlock
+from .calls import Routed, call
 from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
 
 KeepRatio = float | Sequence[float] | str
@@ -211,10 +212,14 @@ class Trunk(nn.Module):
         for index, (stage, layers) in enumerate(self.config.groups):
             ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
             if ratio == 1.0:
+                x = big.on_grid(x)  # as SAM's blocks take it
                 for layer in layers:
-                    x = self._run(self.blocks[layer], x, big)
+                    x = self._run(call, self.blocks[layer], x, big)
                     if self.taps is not None:
-                        self.taps.layers[layer] = x
+                        self.taps.layers[layer] = x.flatten(1, -2)
+                x = x.flatten(1, -2)
+                if _awaits_every_gradient():
+                    x = _touch(x, self._little_of(index, layers))
                 every = torch.arange(x.shape[1] - self.prefix, device=x.device).expand(len(x), -1)
                 route.append(RouteGroup(tuple(layers), every, None))
             else:
@@ -222,6 +227,17 @@ class Trunk(nn.Module):
                 x, group = self._run_group(x, transition, layers, ratio, big, small)
                 route.append(group)
         return x, tuple(route)
+
+    def _little_of(self, group: int, layers: range) -> list[nn.Parameter]:
+        """Parameters that a group of layers has for the little path alone."""
+        if self.is_dense:
+            return []
+        modules: list[nn.Module] = [self.transitions[group], *(self.little_blocks[layer] for layer in layers)]
+        own = [parameter for module in modules for parameter in module.parameters()]
+        for layer in layers:
+            named = self.blocks[layer].named_parameters()
+            own += [parameter for name, parameter in named if name.split(".")[0] in LITTLE or ".kv_little." in f".{name}"]
+        return own
 
     def _run_group(
         self, x: Tensor, transition: Transition, layers: range, ratio: float | str, big: Geometry, small: Geometry
@@ -240,10 +256,10 @@ class Trunk(nn.Module):
             gate = gate if gate is None else F.pad(gate, (0, 0, self.prefix, 0), value=1.0)
         selection = Selection(indices, big)
         selected = selection.gather(x)  # (B, K, C)
-        block: Any
+        if not big.whole:
+            selected = selected[:, None]  # what adapts SAM's layers expects four dimensions
         for layer in layers:
-            block = self.blocks[layer]
-            selected = self._run(block.routed, selected, little, selection, big, gate)
+            selected = self._run(call, self.blocks[layer], selected, Routed(little, selection, big, gate))
             little = self._run(self.little_blocks[layer], little, small)
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         estimate = x + transition.up(little)
@@ -263,11 +279,25 @@ class Trunk(nn.Module):
         return block(*inputs)
 
     def _count(self, scores: Tensor, ratio: float | str) -> int:
-        tokens = scores.shape[1]
+        tokens = int(scores.shape[1])  # torch.jit.trace makes tensors of shapes
         if not isinstance(ratio, str):
             return min(tokens, max(1, round(ratio * tokens)))
         mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
+
+
+def _awaits_every_gradient() -> bool:
+    """Whether DistributedDataParallel is running the model and would wait for ever for parameters without gradients."""
+    if not torch.is_grad_enabled() or not torch.distributed.is_available():
+        return False
+    wrapper: Any = nn.parallel.DistributedDataParallel._active_ddp_module
+    return wrapper is not None and not wrapper.find_unused_parameters
+
+
+def _touch(x: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """x, with a gradient of zero for parameters that it does not depend on."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    return x + sum(parameter.flatten()[0] for parameter in learning).to(x.dtype) * 0.0 if learning else x
 
 
 def _number(value: Any) -> float:
