@@ -288,6 +288,27 @@ def test_a_changed_encoder_is_named(words):
     assert sam.image_encoder is theirs
 
 
+def test_lora_added_afterwards_is_not_lost_in_silence():
+    sam = accelerate(small_reference_sam(), dtype="float32")
+    expected = embed(sam)
+    lora(sam)
+    assert torch.equal(embed(sam), expected)
+    for settings in (dict(undo=True), dict(dtype="bfloat16")):
+        with pytest.raises(InputError, match=r"blocks\.0\.attn\.qkv is a Wrapped"):
+            accelerate(sam, **settings)
+    sam.image_encoder.blocks[0].attn.qkv = sam.image_encoder.blocks[0].attn.qkv.qkv
+    accelerate(sam, undo=True)
+
+
+def test_converted_since():
+    sam = small_reference_sam()
+    expected = embed(sam)
+    accelerate(sam, dtype="float32").bfloat16()
+    assert (embed(sam) - expected).norm() / expected.norm() < 2e-2
+    accelerate(sam, dtype="float32")
+    assert {value.dtype for value in sam.image_encoder.parameters()} == {torch.float32}
+
+
 def test_another_epsilon_and_no_positions():
     sam = small_reference_sam()
     for block in sam.image_encoder.blocks:

@@ -349,3 +349,35 @@ def test_peft_before_is_named_and_after_works():
     expected = predict(model).pred_masks
     accelerate(model.base_model.model, dtype="float32")
     torch.testing.assert_close(predict(model).pred_masks, expected, atol=1e-4, rtol=0)
+
+
+def test_peft_on_the_accelerated_encoder():
+    """LoRA on `qkv` learns on ours what it learns on theirs."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=r".*attn\.qkv", r=2, init_lora_weights=False)
+    gradients, masks = [], []
+    for ours in (False, True):
+        model = accelerate(build(), dtype="float32") if ours else build()
+        torch.manual_seed(1)
+        model = peft.get_peft_model(model, config).train()
+        result = model(pixel_values=pixels(), input_points=torch.full((2, 1, 1, 2), 20.0)).pred_masks
+        result.square().mean().backward()
+        masks.append(result.detach())
+        gradients.append([value.grad for name, value in model.named_parameters() if "lora_" in name])
+    torch.testing.assert_close(masks[1], masks[0], atol=1e-4, rtol=0)
+    assert len(gradients[0]) == len(gradients[1]) == 8
+    for own, other in zip(gradients[1], gradients[0]):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-3)
+    merged = model.merge_and_unload()
+    learnt = predict(merged.eval()).pred_masks
+    accelerate(merged, undo=True)
+    torch.testing.assert_close(predict(merged).pred_masks, learnt, atol=1e-4, rtol=0)
+
+
+def test_hooks_on_the_blocks():
+    model = accelerate(build(), dtype="float32")
+    shapes = []
+    for block in model.vision_encoder.encoder.blocks:
+        block.register_forward_hook(lambda _, inputs, output: shapes.append((inputs[0].shape, output.shape)))
+    model.get_image_embeddings(pixels())
+    assert shapes == [((2, 4, 4, 32), (2, 4, 4, 32))] * 4

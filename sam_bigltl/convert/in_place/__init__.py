@@ -98,7 +98,7 @@ def accelerate(
     elif asks_little and exact.is_dense:
         raise _no_little()
     format = choose(exact.pos_embed.device, dtype, native, exact.training)
-    if live is not None and live.exact is exact and live.format == format:
+    if live is not None and live.exact is exact and live.is_in(format):
         live.keep_ratio = keep_ratio
         return model
     encoder = exact.in_format(format)

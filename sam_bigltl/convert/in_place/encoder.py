@@ -150,6 +150,10 @@ class InPlaceEncoder(BigLittleEncoder):
         """Refused: the weights belong to somebody else's model too."""
         raise InputError("this encoder is in another library's model: call sam_bigltl.accelerate(model, dtype=...)")
 
+    def is_in(self, chosen: Format) -> bool:
+        """Whether it computes in `chosen`; `.half()` of the model may have converted an exact one since."""
+        return self.format == chosen and self.pos_embed.dtype == PRECISIONS[chosen.dtype]
+
     def in_format(self, chosen: Format) -> InPlaceEncoder:
         """This exact encoder made ready for `chosen`, or a copy of it where its weights are of another format."""
         if chosen.dtype != "int8" and self.pos_embed.dtype == PRECISIONS[chosen.dtype]:
@@ -172,7 +176,18 @@ class InPlaceEncoder(BigLittleEncoder):
         return result
 
     def current(self) -> InPlaceEncoder:
-        """The exact encoder, with what was changed in a copy of it since (int8's weights cannot be)."""
+        """The exact encoder, with what was changed in a copy of it since (int8's weights cannot be).
+
+        Raises InputError where a client has put other modules into it, such as LoRA's.
+        """
+        if self.format.dtype != "int8":
+            expected = dict(_skeleton(type(self), self.config, self.norm_only).named_modules())
+            for name, module in self.named_modules():
+                if type(module) is not type(expected.get(name)):
+                    raise InputError(
+                        f"the accelerated encoder was changed: {name} is a {type(module).__name__}; take it out first "
+                        "(peft: merge_and_unload), or what it learnt would be lost"
+                    )
         if self._is_copy:
             mine = dict(_tensors(self))
             for name, value in _tensors(self.exact):
