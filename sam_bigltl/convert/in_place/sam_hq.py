@@ -1,28 +1,15 @@
-"""SAM-HQ's Sam of `segment_anything_hq`, its predictor and its generator: the encoder returns the embedding and the
-tokens after its global layers."""
+"""SAM-HQ's Sam of `segment_anything_hq`, its predictor and its generator."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from segment_anything_hq.modeling import Sam, TinyViT, common, image_encoder
-from torch import Tensor
 
 from ...errors import InputError
 from .anatomy import sam_anatomy
-from .encoder import InPlaceEncoder
+from .hq import HQEncoder
 from .site import Site
-
-
-class HQEncoder(InPlaceEncoder):
-    """Answers as SAM-HQ's encoder."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:  # type: ignore[override]
-        """(B, 3, S, S) -> (B, out_chans, g, g), and (B, g, g, C) after each global layer, in the dtype of `images`."""
-        self.check_size(images)
-        states = self.states(images)
-        layers = [states.layers[layer].to(images.dtype) for layer in self.config.global_layers]
-        return states.embedding.to(images.dtype), layers
 
 
 def find(model: Any) -> Site | None:
