@@ -17,6 +17,7 @@ from .encoder import InPlaceEncoder
 from .formats import choose
 from .little import Images
 from .site import Site
+from .verify import verify
 
 __all__ = ["accelerate", "accelerated"]
 
@@ -85,6 +86,8 @@ def accelerate(
         if live is not None:
             live.give_back()
         config, origin = site.examine() if live is None else (live.config, live.exact.origin)
+        if live is None:
+            verify(site)
         if weights is not None:
             exact = little.from_file(site, weights, config, origin)
         elif images is not None:
@@ -148,6 +151,8 @@ def _site(model: Any) -> Site:
             if (site := import_module(file, __name__).find(model)) is not None:
                 return site
     kind = type(model)
+    if (site := import_module(_LIBRARIES["segment_anything"], __name__).find(model)) is not None:  # of a copy
+        return site
     raise InputError(
         "accelerate takes a SAM of segment_anything, segment_anything_hq, transformers, ultralytics or timm, not a "
         f"{kind.__module__.partition('.')[0]} {kind.__name__}"

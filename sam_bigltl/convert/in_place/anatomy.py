@@ -39,29 +39,29 @@ class Anatomy:
     hidden: str = "mlp.lin1"
 
 
-def sam_anatomy(encoder: Any, common: Any) -> Anatomy:
-    """Of a copy of `segment_anything`: its module of the image encoder, and the one with LayerNorm2d and MLPBlock."""
+def sam_anatomy(classes: Any) -> Anatomy:
+    """Of `segment_anything` or a copy of it: what holds the classes of its encoder, such as their module."""
     return Anatomy(
         {
-            "": (encoder.ImageEncoderViT,),
-            "patch_embed": (encoder.PatchEmbed,),
+            "": (classes.ImageEncoderViT,),
+            "patch_embed": (classes.PatchEmbed,),
             "patch_embed.proj": (nn.Conv2d,),
             "blocks": (nn.ModuleList,),
-            "blocks.*": (encoder.Block,),
+            "blocks.*": (classes.Block,),
             "blocks.*.norm1": (nn.LayerNorm,),
-            "blocks.*.attn": (encoder.Attention,),
+            "blocks.*.attn": (classes.Attention,),
             "blocks.*.attn.qkv": (nn.Linear,),
             "blocks.*.attn.proj": (nn.Linear,),
             "blocks.*.norm2": (nn.LayerNorm,),
-            "blocks.*.mlp": (common.MLPBlock,),
+            "blocks.*.mlp": (classes.MLPBlock,),
             "blocks.*.mlp.lin1": (nn.Linear,),
             "blocks.*.mlp.lin2": (nn.Linear,),
             "blocks.*.mlp.act": (nn.GELU,),
             "neck": (nn.Sequential,),
             "neck.0": (nn.Conv2d,),
-            "neck.1": (common.LayerNorm2d,),
+            "neck.1": (classes.LayerNorm2d,),
             "neck.2": (nn.Conv2d,),
-            "neck.3": (common.LayerNorm2d,),
+            "neck.3": (classes.LayerNorm2d,),
         },
         name=lambda name: name,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segment_anything_hq.modeling import Sam, TinyViT, common, image_encoder
+from segment_anything_hq.modeling import Sam, TinyViT, image_encoder
 
 from ...errors import InputError
 from .anatomy import sam_anatomy
@@ -20,4 +20,4 @@ def find(model: Any) -> Site | None:
         return None
     if isinstance(model.image_encoder, TinyViT):
         raise InputError("this model has a small image encoder already (TinyViT), which is no ViT of SAM's")
-    return Site(model, sam_anatomy(image_encoder, common), HQEncoder)
+    return Site(model, sam_anatomy(image_encoder), HQEncoder)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from ...errors import InputError
 from ...modeling.encoder import BigLittleEncoder, EncoderConfig
 from .anatomy import Anatomy, examine, refuse_changed
 from .encoder import InPlaceEncoder, Origin, tie
+
+# A small encoder to compare with: 3 x 3 tokens in windows of 2, which are padded, and a layer of each kind.
+SMALL: dict[str, Any] = dict(side=48, dim=16, depth=2, heads=2, window=2, global_layers=(1,), channels=8)
 
 
 class Site:
@@ -61,6 +67,25 @@ class Site:
     def restore(self, theirs: nn.Module) -> None:
         """Put theirs back."""
         setattr(self.model, self.attribute, theirs)
+
+    def small(self) -> nn.Module:
+        """A small encoder of the same classes, of the sizes `SMALL`."""
+        return type(self.encoder)(
+            img_size=SMALL["side"], embed_dim=SMALL["dim"], depth=SMALL["depth"], num_heads=SMALL["heads"],
+            out_chans=SMALL["channels"], use_rel_pos=True, window_size=SMALL["window"],
+            global_attn_indexes=SMALL["global_layers"],
+        )  # fmt: skip
+
+    def answer(self, encoder: nn.Module, images: Tensor) -> list[Tensor]:
+        """The embedding of one of theirs, and the tokens after global layers where it gives them."""
+        found = encoder(images)
+        return [found] if isinstance(found, Tensor) else [found[0], *found[1]]
+
+    def around(self, encoder: nn.Module) -> Self:
+        """The same place of another encoder of theirs, in no model."""
+        other = copy.copy(self)
+        other.model = SimpleNamespace(**{self.attribute: encoder})
+        return other
 
 
 def _examine_ours(encoder: BigLittleEncoder) -> tuple[EncoderConfig, Origin]:

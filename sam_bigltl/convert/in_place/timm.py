@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,13 +10,14 @@ from timm.layers import LayerNorm2d, Mlp, PatchEmbed
 from timm.models import vision_transformer_sam as library
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ...errors import InputError
 from ...modeling.encoder import EncoderConfig
 from .anatomy import Anatomy, examine
 from .encoder import InPlaceEncoder, Origin, tie
 from .renamed import Renamed
-from .site import Site
+from .site import SMALL, Site
 
 _PARTS = ("patch_embed", "pos_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "neck")
 
@@ -117,6 +119,22 @@ class _Site(Site):
 
     def build(self, config: EncoderConfig, origin: Origin) -> InPlaceEncoder:
         return tie(self.kind, config, origin, norm_only="neck.0.bias" in origin.names)
+
+    def small(self) -> nn.Module:
+        conv_neck = isinstance(self.model.neck, nn.Sequential)
+        return type(self.model)(
+            img_size=SMALL["side"], embed_dim=SMALL["dim"], depth=SMALL["depth"], num_heads=SMALL["heads"],
+            neck_chans=SMALL["channels"] if conv_neck else 0, use_rel_pos=True, window_size=SMALL["window"],
+            global_attn_indexes=SMALL["global_layers"], num_classes=0,
+        )  # fmt: skip
+
+    def answer(self, encoder: Any, images: Tensor) -> list[Tensor]:
+        return [encoder.forward_features(images)]
+
+    def around(self, encoder: nn.Module) -> Self:
+        other = copy.copy(self)
+        other.model = encoder
+        return other
 
     def install(self, encoder: InPlaceEncoder) -> None:
         for name in _PARTS:

@@ -14,7 +14,7 @@ from ..transformers_names import to_transformers
 from .anatomy import Anatomy
 from .encoder import InPlaceEncoder, States
 from .renamed import Renamed
-from .site import Site
+from .site import SMALL, Site
 
 _ANSWERS = {
     modeling_sam.SamVisionEncoder: modeling_sam.SamVisionEncoderOutput,
@@ -132,6 +132,20 @@ class _VisionSite(Site):
     def install(self, encoder: InPlaceEncoder) -> None:
         theirs: Any = encoder.origin.theirs
         self.model.vision_encoder = VisionEncoder(encoder, theirs.config, _ANSWERS[type(theirs)])
+
+    def small(self) -> nn.Module:
+        theirs = self.encoder.config
+        config = type(theirs)(
+            hidden_size=SMALL["dim"], output_channels=SMALL["channels"], num_hidden_layers=SMALL["depth"],
+            num_attention_heads=SMALL["heads"], image_size=SMALL["side"], window_size=SMALL["window"],
+            global_attn_indexes=list(SMALL["global_layers"]), mlp_dim=4 * SMALL["dim"], hidden_act=theirs.hidden_act,
+        )  # fmt: skip
+        config._attn_implementation = theirs._attn_implementation
+        return type(self.encoder)(config)
+
+    def answer(self, encoder: nn.Module, images: Tensor) -> list[Tensor]:
+        found = encoder(images)
+        return [found.last_hidden_state, *getattr(found, "intermediate_embeddings", [])]
 
 
 def _anatomy(module: Any, prefix: str) -> Anatomy:

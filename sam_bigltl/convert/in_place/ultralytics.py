@@ -41,6 +41,6 @@ def find(model: Any) -> Site | None:
         raise InputError("this model has a small image encoder already (TinyViT), which is no ViT of SAM's")
     parts = SimpleNamespace(
         ImageEncoderViT=encoders.ImageEncoderViT, Block=blocks.Block, Attention=blocks.REAttention,
-        PatchEmbed=blocks.PatchEmbed,
+        PatchEmbed=blocks.PatchEmbed, MLPBlock=transformer.MLPBlock, LayerNorm2d=transformer.LayerNorm2d,
     )  # fmt: skip
-    return Site(model, sam_anatomy(parts, transformer), FixedSizeEncoder)
+    return Site(model, sam_anatomy(parts), FixedSizeEncoder)
