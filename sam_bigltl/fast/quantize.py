@@ -73,6 +73,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out), both bfloat16."""
+        if torch.jit.is_tracing():
+            raise InputError("int8 layers round by scales that a trace would freeze: trace the model before optimize()")
         rows = x.reshape(-1, self.in_features)
         if self.native:
             levels, scale = ops.quantize(rows, self.norm)

@@ -15,7 +15,6 @@ from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InputError
 from ..fast.native import ops
 from ..fast.native.ragged import Ragged
 from ..fast.quantize import Int8Linear
@@ -162,7 +161,6 @@ class SemiCrossAttention(nn.Module):
     # Relative positions, both or neither.
     rel_pos_h: nn.Parameter | None
     rel_pos_w: nn.Parameter | None
-    takes_place = True
 
     def __init__(self, dim: int, num_heads: int, table_size: int, window: int, little_dim: int) -> None:
         super().__init__()
@@ -192,7 +190,7 @@ class SemiCrossAttention(nn.Module):
 
         A classifier's are (B, N, C) and (B, K, C). Called by hand it is `segment_anything`'s: x sees nothing but itself.
         """
-        place = place_of_call(place)
+        place = place_of_call(self, place)
         if isinstance(place, Routed):
             return self.routed(x, place.little, place.selection, place.geometry)
         geometry = None if isinstance(place, Alone) else place
@@ -238,11 +236,6 @@ class SemiCrossAttention(nn.Module):
             of the shape of x
         """
         (batch, num_selected), dim = selection.indices.shape, x.shape[-1]
-        if x[..., 0].numel() != batch * num_selected:
-            raise InputError(
-                f"an attention got tokens of shape {tuple(x.shape)} where {num_selected} of each image are selected: "
-                "a block that cuts windows itself runs at keep_ratio 1.0 only"
-            )
         padding = padded_place(self.qkv, x, geometry)
         qkv = self.qkv(x).reshape(batch, num_selected, 3 * dim)
         if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):

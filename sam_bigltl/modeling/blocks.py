@@ -49,8 +49,6 @@ class PBlock(nn.Module):
         drop_path: how often training skips what one half of the block adds, per image (stochastic depth).
     """
 
-    takes_place = True
-
     def __init__(
         self,
         dim: int,
@@ -84,7 +82,7 @@ class PBlock(nn.Module):
         Returns:
             of the shape of x.
         """
-        place = place_of_call(place)
+        place = place_of_call(self, place)
         if isinstance(place, Routed):
             return self.routed(x, place.little, place.selection, place.geometry, place.gate)
         x = x + self.drop_path(self._attention(self.norm1(x), place))
@@ -92,11 +90,12 @@ class PBlock(nn.Module):
 
     def _attention(self, x: Tensor, geometry: Geometry | Alone | None) -> Tensor:
         if isinstance(geometry, Geometry) and (not self.window_size or getattr(self.attn, "is_plain", False)):
-            return call(self.attn, x, geometry)
+            return call(self.attn, x, geometry, SemiCrossAttention)
         if not self.window_size:
-            return call(self.attn, x, ALONE)
+            return call(self.attn, x, ALONE, SemiCrossAttention)
         windows, padded = window_partition(x, self.window_size)
-        return window_unpartition(call(self.attn, windows, ALONE), self.window_size, padded, x.shape[1:3])
+        windows = call(self.attn, windows, ALONE, SemiCrossAttention)
+        return window_unpartition(windows, self.window_size, padded, x.shape[1:3])
 
     def routed(
         self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry, gate: Tensor | None
@@ -110,7 +109,7 @@ class PBlock(nn.Module):
         place = Routed(self.norm_little(little), selection, geometry)
         if gate is not None:
             gate = gate.view(*x.shape[:-1], 1).to(x.dtype)  # it is 1 exactly: float32 would only widen the tokens
-        added = self.drop_path(call(self.attn, self.norm1(x), place))
+        added = self.drop_path(call(self.attn, self.norm1(x), place, SemiCrossAttention))
         x = x + (added if gate is None else gate * added)
         x = x + self.gamma * self.up(selection.gather(little).view(*x.shape[:-1], -1))
         added = self.drop_path(self.mlp(self.norm2(x)))

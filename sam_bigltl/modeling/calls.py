@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .routing import Geometry, Selection
 
 
@@ -42,26 +43,37 @@ class Alone:
 ALONE = Alone()
 Place = Geometry | Routed | Alone
 
-_passed = threading.local()
+_kept = threading.local()
 _takes_more: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
-def call(module: nn.Module, x: Tensor, place: Place) -> Tensor:
-    """`module(x)` for tokens that lie at `place`."""
-    if getattr(module, "takes_place", False) and "forward" not in vars(module):
+def call(module: nn.Module, x: Tensor, place: Place, kind: type[nn.Module]) -> Tensor:
+    """`module(x)` for tokens that lie at `place`; `kind` is what this package has there."""
+    if isinstance(module, kind) and "forward" not in vars(module):
         return module(x, place)
-    before: Any = getattr(_passed, "place", None)
-    _passed.place = place
+    before: Any = getattr(_kept, "call", None)
+    _kept.call = place, kind
     try:
         # A wrapper that passes arguments on may run what it wraps again, in a backward pass, when nothing is kept here.
         return module(x, place) if _passes_on(module) else module(x)
     finally:
-        _passed.place = before
+        _kept.call = before
 
 
-def place_of_call(given: Place | None) -> Place | None:
-    """`given`, or what `call` keeps for a module that a client's one wraps; None in a call by hand."""
-    return getattr(_passed, "place", None) if given is None else given
+def place_of_call(module: nn.Module, given: Place | None) -> Place | None:
+    """`given`, or what `call` keeps for `module` inside a client's; None in a call by hand.
+
+    Raises InputError where a client's block itself calls an attention for selected tokens.
+    """
+    kept: Any = getattr(_kept, "call", None)
+    if given is not None or kept is None:
+        return given
+    place, kind = kept
+    if isinstance(module, kind):
+        return place
+    if isinstance(place, Routed):
+        raise InputError("a block whose forward was replaced runs at keep_ratio 1.0 only: wrap the block instead")
+    return None
 
 
 def _passes_on(module: nn.Module) -> bool:

@@ -115,9 +115,13 @@ class _BigLittleViT(Trunk):
         self._geometry(self.prefix + self.patch_embed.num_patches, self.patch_embed.proj.weight.device)
 
     def _geometry(self, tokens: int, device: torch.device) -> SequenceGeometry:
-        if (tokens, device) not in self._geometries:
-            self._geometries[tokens, device] = SequenceGeometry(tokens, device)
-        return self._geometries[tokens, device]
+        tokens = int(tokens)  # torch.jit.trace makes tensors of shapes
+        if (tokens, device) in self._geometries:
+            return self._geometries[tokens, device]
+        geometry = SequenceGeometry(tokens, device)
+        if not torch.jit.is_tracing():  # a trace is checked by tracing again, with the same steps
+            self._geometries[tokens, device] = geometry
+        return geometry
 
     def _apply(self, fn, recurse=True):  # nn.Module's signature
         self.__dict__.get("_geometries", {}).clear()  # index maps of another device

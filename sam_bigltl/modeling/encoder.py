@@ -164,9 +164,12 @@ class BigLittleEncoder(Trunk):
 
     def _geometry(self, grid: tuple[int, int], window: int, device: torch.device) -> Geometry:
         key = (grid, window, device)
-        if key not in self._geometries:
-            self._geometries[key] = Geometry(grid, window or max(grid), device)
-        return self._geometries[key]
+        if key in self._geometries:
+            return self._geometries[key]
+        geometry = Geometry(grid, window or max(grid), device)
+        if not torch.jit.is_tracing():  # a trace is checked by tracing again, with the same steps
+            self._geometries[key] = geometry
+        return geometry
 
     def _apply(self, fn, recurse=True):  # nn.Module's signature
         self._geometries.clear()  # index maps of another device

@@ -173,9 +173,9 @@ class Selection:
 
     def scatter_(self, into: Tensor, x: Tensor) -> Tensor:
         """The same, in place where `into` is contiguous: for one that nobody else needs."""
-        into = into.contiguous()
-        into.view(-1, into.shape[-1]).index_copy_(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype))
-        return into
+        table = into.contiguous().view(-1, into.shape[-1])
+        # What is returned comes from the copy: the old ONNX exporter does not see that a view has changed its base.
+        return table.index_copy_(0, self.flat, x.reshape(-1, x.shape[-1]).to(into.dtype)).view(into.shape)
 
     @property
     def rest(self) -> Tensor:
@@ -235,7 +235,7 @@ class Selection:
         device, w = self.indices.device, geometry.window
         size = 32 if w * w >= 128 else 16
         window = geometry.token_window[self.indices]  # (B, K)
-        order = window.argsort(dim=1, stable=True)  # position among the K, by window
+        order = _stable_order(window)  # position among the K, by window
         window = window.gather(1, order)
         counts = torch.zeros(batch, geometry.num_windows, dtype=torch.long, device=device)
         counts.scatter_add_(1, window, torch.ones_like(window))
@@ -246,7 +246,7 @@ class Selection:
         place = torch.arange(num_selected, device=device).expand(batch, -1)
         place = place - first_token.gather(1, window) + first_block.gather(1, window) * size  # slot, by window order
         num_blocks = num_selected // size + geometry.num_windows
-        source = torch.full((batch, num_blocks * size), num_selected, device=device)
+        source = torch.full((batch, num_blocks * size), num_selected, dtype=torch.long, device=device)
         source.scatter_(1, place, order)
         # Blocks beyond the last used one read the last window; their slots are unused.
         block = torch.arange(num_blocks, device=device)
@@ -308,9 +308,16 @@ class Route:
         return Route(routes[0].grid, tuple(groups))
 
 
+def _stable_order(x: Tensor, descending: bool = False) -> Tensor:
+    """Indices that sort each row, equal values by index: (B, n) -> (B, n)."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():  # the old exporter has no stable sort; TopK is one
+        return x.topk(int(x.shape[1]), dim=1, largest=descending).indices
+    return x.sort(dim=1, descending=descending, stable=True).indices
+
+
 def top_tokens(scores: Tensor, count: int) -> Tensor:
     """The `count` highest scores of each row, equal scores by index, as ascending indices: (B, N) -> (B, count)."""
-    order = scores.sort(dim=1, descending=True, stable=True).indices
+    order = _stable_order(scores, descending=True)
     return order[:, :count].sort(dim=1).values
 
 

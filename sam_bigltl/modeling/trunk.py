@@ -214,7 +214,7 @@ class Trunk(nn.Module):
             if ratio == 1.0:
                 x = big.on_grid(x)  # as SAM's blocks take it
                 for layer in layers:
-                    x = self._run(call, self.blocks[layer], x, big)
+                    x = self._run(call, self.blocks[layer], x, big, PBlock)
                     if self.taps is not None:
                         self.taps.layers[layer] = x.flatten(1, -2)
                 x = x.flatten(1, -2)
@@ -259,7 +259,7 @@ class Trunk(nn.Module):
         if not big.whole:
             selected = selected[:, None]  # what adapts SAM's layers expects four dimensions
         for layer in layers:
-            selected = self._run(call, self.blocks[layer], selected, Routed(little, selection, big, gate))
+            selected = self._run(call, self.blocks[layer], selected, Routed(little, selection, big, gate), PBlock)
             little = self._run(self.little_blocks[layer], little, small)
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         estimate = x + transition.up(little)

@@ -137,9 +137,10 @@ def test_gradients_reach_hooks_of_the_last_norm(pair):
     """As Grad-CAM takes them: activations and gradients (B, H, W, C), brought to (B, C, H, W)."""
     shapes = []
     for encoder in pair:
-        norm = encoder.blocks[-1].norm1
-        norm.register_forward_hook(lambda _, x, y: y.register_hook(lambda grad: shapes.append(tuple(grad.shape))))
-        encoder(pictures(encoder)).sum().backward()
+        kept = []
+        encoder.blocks[-1].norm1.register_forward_hook(lambda _, x, y, kept=kept: kept.append(y))
+        embeddings = encoder(pictures(encoder))
+        shapes.append(tuple(torch.autograd.grad(embeddings.sum(), kept)[0].shape))
     assert shapes == [(2, 4, 4, 32)] * 2
 
 
@@ -276,6 +277,16 @@ def test_copies_and_pickles_of_an_int8_encoder(pair, native):
     for other in copies:
         assert other.blocks[0].mlp.lin1.packed is not ours.blocks[0].mlp.lin1.packed
         assert torch.equal(other(images), before)
+
+
+@torch.no_grad()
+def test_a_trace_of_int8_is_refused_since_it_would_freeze_its_scales(pair):
+    try:
+        ours = pair[1].optimize("int8")
+    except InputError as error:
+        pytest.skip(str(error))
+    with pytest.raises(InputError, match="trace the model before"):
+        torch.jit.trace(ours, noise(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -33,12 +33,12 @@ class _Attention(ctypes.Structure):
 def usable(qkv: Tensor, num_heads: int, side: int) -> bool:
     """Whether `attend` takes queries, keys and values (..., 3C), for grids of keys of at most `side` rows and columns.
 
-    It has no gradient, and its buffers have a fixed size.
+    It has no gradient, a trace does not see it, and its buffers have a fixed size.
     """
     channels = qkv.shape[-1] // 3 // num_heads
     fits = channels % 2 == 0 and channels <= _CHANNELS and side <= _LONGEST_LINE
-    differentiable = torch.is_grad_enabled() and qkv.requires_grad
-    return fits and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu" and not differentiable
+    seen = torch.jit.is_tracing() or (torch.is_grad_enabled() and qkv.requires_grad)
+    return fits and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu" and not seen
 
 
 def attend(
