@@ -157,6 +157,14 @@ def test_a_copy_is_not_trained_in_silence():
     assert not any(value.requires_grad for value in sam.image_encoder.parameters())
 
 
+def test_a_copy_in_eval_mode_needs_no_no_grad():
+    sam = accelerate(small_reference_sam(), dtype="bfloat16", native=False)
+    images = encoder_images(sam)
+    assert not sam.image_encoder(images).requires_grad
+    sam.image_encoder(images.requires_grad_()).sum().backward()
+    assert images.grad.abs().max() > 0
+
+
 def test_training_mode_means_float32(capsys):
     sam = accelerate(small_reference_sam().train())
     assert sam.image_encoder.format == ("float32", False)

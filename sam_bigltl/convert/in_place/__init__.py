@@ -52,7 +52,8 @@ def accelerate(
 
     Args:
         model: `segment_anything`'s or `segment_anything_hq`'s Sam, predictor or generator; transformers' SamModel,
-            SamVisionModel, SamHQModel or SamHQVisionModel; ultralytics' SAM; timm's `samvit_*`; or one of ours.
+            SamVisionModel, SamHQModel or SamHQVisionModel, or a pipeline with it; ultralytics' SAM; timm's `samvit_*`;
+            or one of ours.
         keep_ratio: see `BigLittleEncoder`. Below 1.0 the encoder needs a little path: `weights` or `images`.
         dtype: "float32", "bfloat16" or "int8" (CPU only); "auto" is bfloat16 where the processor or GPU has it and the
             model is in eval mode, else float32.

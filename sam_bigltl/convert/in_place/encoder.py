@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -95,19 +96,19 @@ class InPlaceEncoder(BigLittleEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """See `BigLittleEncoder.forward`. Raises InputError for a copy that would have to be trained."""
-        self._check_training()
-        return super().forward(images)
+        with self._graph(images):
+            return super().forward(images)
 
     def states(self, images: Tensor) -> States:
         """Encode images, and keep what is between the layers."""
-        self._check_training()
-        if self.keep_ratio != "auto":
-            return self._states(images)
-        parts, routes = [], []
-        for image in images.split(1):
-            parts.append(self._states(image))
-            assert self.last_route is not None
-            routes.append(self.last_route)
+        with self._graph(images):
+            if self.keep_ratio != "auto":
+                return self._states(images)
+            parts, routes = [], []
+            for image in images.split(1):
+                parts.append(self._states(image))
+                assert self.last_route is not None
+                routes.append(self.last_route)
         self.last_route = Route.merge(routes) if len(routes) > 1 else routes[0]
         layers = {layer: torch.cat([part.layers[layer] for part in parts]) for layer in parts[0].layers}
         return States(torch.cat([part.embedding for part in parts]), torch.cat([part.tokens for part in parts]), layers)
@@ -135,6 +136,15 @@ class InPlaceEncoder(BigLittleEncoder):
     def _geometry(self, grid: tuple[int, int], window: int, device: torch.device) -> Geometry:
         with torch.inference_mode(False):  # ultralytics predicts in it, and index maps are kept: for training, too
             return super()._geometry(grid, window, device)
+
+    def _graph(self, images: Tensor) -> AbstractContextManager[Any]:
+        """Where a pass runs: a copy in eval mode stores no graph, unless one leads to the images.
+
+        Its parameters are nobody's to learn, and many predict without no_grad(), which would keep the kernels out.
+        """
+        self._check_training()
+        alone = self._is_copy and not self.training and not images.requires_grad
+        return torch.no_grad() if alone else nullcontext()
 
     def _check_training(self) -> None:
         if self._is_copy and self.training and torch.is_grad_enabled() and any(self._trainable()):

@@ -61,9 +61,9 @@ def _fastest(device: torch.device, training: bool, native: bool) -> tuple[str, s
             return "bfloat16", "this processor has AVX512-BF16"
         return "float32", "this processor has no AVX512-BF16"
     if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= (8, 0):
-            return "bfloat16", "this GPU has bfloat16"
-        return "float32", "this GPU has no bfloat16"
+        with torch.cuda.device(device):
+            has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bfloat16", "this GPU has bfloat16") if has_it else ("float32", "this GPU has no bfloat16")
     return "float32", ""
 
 

@@ -54,16 +54,20 @@ def fitted(site: Site, config: EncoderConfig, origin: Origin, images: Images) ->
         encoder = tie(site.kind, replace(config, little_dim=config.dim // 4, route_every=None), origin)
     if isinstance(images, np.ndarray | str | PathLike):
         raise InputError("images is a list of photographs, uint8 RGB arrays or paths: put a single one into a list")
-    inputs = list(_preprocessed(encoder, site.model, images))
+    count = 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal count
+        for image in _preprocessed(encoder, site.model, images):
+            count += 1
+            yield image
+
     training = encoder.training
-    warm_start(_as_sam(encoder), inputs)
+    part_of_a_sam: Any = SimpleNamespace(image_encoder=encoder.eval())
+    warm_start(part_of_a_sam, counted())
     encoder.train(training)
-    print(f"sam_bigltl.accelerate: the little path is fitted to {len(inputs)} images", file=sys.stderr)
+    print(f"sam_bigltl.accelerate: the little path is fitted to {count} images", file=sys.stderr)
     return encoder
-
-
-def _as_sam(encoder: InPlaceEncoder) -> Any:
-    return SimpleNamespace(image_encoder=encoder.eval())
 
 
 def _preprocessed(encoder: InPlaceEncoder, model: Any, images: Images) -> Iterator[Tensor]:

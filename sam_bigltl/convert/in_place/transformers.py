@@ -1,4 +1,4 @@
-"""transformers' SamModel, SamVisionModel, SamHQModel and SamHQVisionModel."""
+"""transformers' SamModel, SamVisionModel, SamHQModel and SamHQVisionModel, and a pipeline with one of them."""
 
 from __future__ import annotations
 
@@ -189,7 +189,8 @@ def _activation(name: str) -> type[nn.Module]:
 
 
 def find(model: Any) -> Site | None:
-    """The place of the encoder, or None where the model is none of these."""
+    """The place of the encoder, or None where the model, or that of the pipeline, is none of these."""
+    model = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if isinstance(model, modeling_sam.SamModel | modeling_sam.SamVisionModel):
         return _VisionSite(model, modeling_sam, "Sam")
     if isinstance(model, modeling_sam_hq.SamHQModel | modeling_sam_hq.SamHQVisionModel):
