@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -374,3 +376,19 @@ def test_runs_before_and_after_in_inference_mode():
     with torch.inference_mode():
         sam.image_encoder(encoder_images(sam))
     sam.train().image_encoder(encoder_images(sam)).sum().backward()
+
+
+def test_no_other_library_is_imported():
+    code = """
+import sys
+import segment_anything
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from sam_bigltl import accelerate
+encoder = ImageEncoderViT(img_size=32, embed_dim=16, depth=1, num_heads=2, out_chans=16, use_rel_pos=True)
+decoder = MaskDecoder(transformer_dim=16, transformer=TwoWayTransformer(1, 16, 2, 16))
+accelerate(Sam(encoder, PromptEncoder(16, (2, 2), (32, 32), 4), decoder), dtype="float32")
+libraries = {"transformers", "ultralytics", "timm", "segment_anything_hq", "peft"}
+print(libraries & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -89,7 +89,7 @@ class InPlaceEncoder(BigLittleEncoder):
         return self.origin.exact or self
 
     @property
-    def is_exact(self) -> bool:
+    def all_big(self) -> bool:
         """Whether keep_ratio is 1.0 everywhere: all layers run on all tokens."""
         ratio = self.keep_ratio
         return ratio == 1.0 or (isinstance(ratio, tuple) and set(ratio) == {1.0})

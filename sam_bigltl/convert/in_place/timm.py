@@ -80,7 +80,7 @@ class VisionTransformer(Renamed, library.VisionTransformerSAM):
             raise InputError(f"output_fmt of ViT-SAM is NCHW, not {output_fmt}")
         encoder = self.encoder
         encoder.check_size(x)
-        if not encoder.is_exact:
+        if not encoder.all_big:
             raise InputError("below keep_ratio 1.0 only some tokens have intermediates: set keep_ratio to 1.0 for them")
         take, last = feature_take_indices(len(encoder.blocks), indices)
         states = encoder.states(x)

@@ -92,7 +92,7 @@ class VisionEncoder(Renamed, nn.Module):
         wanted = self._setting(kwargs, "output_hidden_states")
         is_hq = self.answers is modeling_sam_hq.SamHQVisionEncoderOutput
         collected: bool = wanted is not None and wanted is not False
-        if collected and not self.encoder.is_exact:
+        if collected and not self.encoder.all_big:
             raise InputError("below keep_ratio 1.0 only some tokens have hidden states: set keep_ratio to 1.0 for them")
         if not collected and not is_hq:
             result = self.answers(last_hidden_state=self.encoder(pixel_values))
