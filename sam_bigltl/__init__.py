@@ -16,6 +16,7 @@ from . import _moved
 
 if TYPE_CHECKING:
     from .convert import convert_sam, load_sam, save_sam
+    from .convert.in_place import accelerate, accelerated
     from .convert.registry import sam_model_registry
     from .errors import InputError
     from .modeling.classifier import BigLittleClassifier
@@ -34,6 +35,8 @@ __all__ = [
     "InputError",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
+    "accelerate",
+    "accelerated",
     "convert_sam",
     "load_sam",
     "sam_model_registry",
@@ -47,6 +50,8 @@ _MODULES = {
     "InputError": "errors",
     "SamAutomaticMaskGenerator": "predict.automatic",
     "SamPredictor": "predict.predictor",
+    "accelerate": "convert.in_place",
+    "accelerated": "convert.in_place",
     "convert_sam": "convert.sam",
     "load_sam": "convert.sam",
     "sam_model_registry": "convert.registry",
