@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .blocks import PBlock
-from .routing import Route, SequenceGeometry
+from .routing import Route, SequenceGeometry, kept_for_training
 from .trunk import KeepRatio, Trunk, init_layers
 
 
@@ -118,7 +118,7 @@ class _BigLittleViT(Trunk):
         tokens = int(tokens)  # torch.jit.trace makes tensors of shapes
         if (tokens, device) in self._geometries:
             return self._geometries[tokens, device]
-        geometry = SequenceGeometry(tokens, device)
+        geometry = kept_for_training(lambda: SequenceGeometry(tokens, device))
         if not torch.jit.is_tracing():  # a trace is checked by tracing again, with the same steps
             self._geometries[tokens, device] = geometry
         return geometry

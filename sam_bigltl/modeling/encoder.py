@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .mobile_stem import MobileStem
-from .routing import Geometry, Route
+from .routing import Geometry, Route, kept_for_training
 from .stem import ConvStem, PatchProjection
 from .trunk import Trunk, init_layers
 
@@ -166,7 +166,7 @@ class BigLittleEncoder(Trunk):
         key = (grid, window, device)
         if key in self._geometries:
             return self._geometries[key]
-        geometry = Geometry(grid, window or max(grid), device)
+        geometry = kept_for_training(lambda: Geometry(grid, window or max(grid), device))
         if not torch.jit.is_tracing():  # a trace is checked by tracing again, with the same steps
             self._geometries[key] = geometry
         return geometry

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,17 @@ class Geometry:
         (gh, gw), w = self.grid, self.window
         x = x.view(batch, gh // w, gw // w, w, w, channels).transpose(2, 3)
         return x.reshape(batch, gh * gw, channels)
+
+
+Made = TypeVar("Made", bound=Geometry)
+
+
+def kept_for_training(make: Callable[[], Made]) -> Made:
+    """`make()`, usable in a backward pass even where it is made during inference: what inference mode makes is not."""
+    if not torch.is_inference_mode_enabled():
+        return make()
+    with torch.inference_mode(False):
+        return make()
 
 
 class SequenceGeometry(Geometry):

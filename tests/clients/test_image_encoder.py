@@ -329,6 +329,17 @@ def test_an_encoder_of_another_dtype_runs_with_gradients(pair, dtype, keep_ratio
 
 # ---------------------------------------------------------------- training
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.5])
+def test_training_after_inference_mode(pair, keep_ratio):
+    ours = pair[1]
+    ours.keep_ratio = keep_ratio
+    with torch.inference_mode():
+        before = ours(pictures(ours))
+    after = ours(pictures(ours))
+    after.sum().backward()
+    torch.testing.assert_close(after, before.clone(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.5])
 def test_train_does_not_change_a_frozen_encoder(keep_ratio):
     """With the stem of older weights, which has batch norms, as well."""
     for stem in (None, (8, 8, 16, 16)):

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from ...errors import InputError
 from ...fast.precision import PRECISIONS
 from ...modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
-from ...modeling.routing import Geometry, Route
+from ...modeling.routing import Route
 from ...modeling.trunk import Taps
 from .formats import Format
 
@@ -132,10 +132,6 @@ class InPlaceEncoder(BigLittleEncoder):
                 f"the accelerated encoder takes images of {size} x {size}, not {height} x {width}: give that size, or "
                 "take the model's own encoder back with accelerate(model, undo=True)"
             )
-
-    def _geometry(self, grid: tuple[int, int], window: int, device: torch.device) -> Geometry:
-        with torch.inference_mode(False):  # ultralytics predicts in it, and index maps are kept: for training, too
-            return super()._geometry(grid, window, device)
 
     def _graph(self, images: Tensor) -> AbstractContextManager[Any]:
         """Where a pass runs: a copy in eval mode stores no graph, unless one leads to the images.
