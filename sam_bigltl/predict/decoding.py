@@ -77,6 +77,7 @@ def decode_fast(
 def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """What the fast decoder knows of prompts before it draws masks: see `SamPredictor.read_prompts`."""
     sparse, dense = inputs["sparse_prompt_embeddings"], inputs["dense_prompt_embeddings"]
+    dense = dense if dense.ndim == 4 else dense[None]  # of a mask input (1, h, w)
     images = max(1, mask_inputs)  # each mask input makes an image of its own: for its prompt, for all, or all for one
     if len(sparse) == 1:
         sparse = sparse.expand(images, -1, -1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import segment_anything
@@ -33,8 +33,8 @@ class SamPredictor(segment_anything.SamPredictor):
     `route`. The encoder, or the whole model, may be bfloat16; masks, scores and logits are float32 (or bool) always.
     It answers what SAM answers; input that cannot be used raises InputError, a ValueError of one line.
 
-    Prompts are decoded in a faster way than SAM's while the prompt encoder, the mask decoder and `postprocess_masks` are
-    SAM's own. With a hook, wrapper, subclass or method of yours in them, they are called as SAM calls them, and
+    Prompts are decoded in a faster way than SAM's while the prompt encoder, the mask decoder and `postprocess_masks`
+    are SAM's own. With a hook, wrapper, subclass or method of yours in them, they are called as SAM calls them, and
     subclasses of this predictor may override what they could override in SAM's.
 
     Args:
@@ -273,8 +273,9 @@ class SamPredictor(segment_anything.SamPredictor):
         outputs = []
         for start in range(0, count, step):
             # A single point, box or mask is for all of the others.
-            part = (x if x is None or len(x) < count else x[start : start + step] for x in prompts)
-            low_res, iou = self._decode(*part, multimask_output, features, True)
+            rows = slice(start, start + step)
+            coords, labels, corners, given = (x if x is None or len(x) < count else x[rows] for x in prompts)
+            low_res, iou = self._decode(coords, labels, corners, given, multimask_output, features, True)
             outputs.append(self._finish(low_res, iou, input_size, original_size, return_logits))
         masks, iou, low_res = outputs[0] if len(outputs) == 1 else (torch.cat(parts) for parts in zip(*outputs))
         return masks, iou, low_res
@@ -311,7 +312,7 @@ class SamPredictor(segment_anything.SamPredictor):
         plain: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Low-resolution logits (B, C, h, w) and predicted IoUs (B, C), float32, of the prompts of `predict_torch`."""
-        points = None if point_coords is None else (point_coords, point_labels)
+        points = None if point_coords is None else (point_coords, cast(torch.Tensor, point_labels))
         inputs = decoding.decoder_inputs(self.model, features, points, boxes, mask_input, plain)
         if not plain:
             return decoding.decode_as_sam(self.model, inputs, multimask_output)

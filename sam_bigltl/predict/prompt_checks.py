@@ -142,9 +142,10 @@ def check_prompts(
 def prompts_of_sam(
     coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None, mask_size: tuple[int, int]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Prompts of every shape that SAM's prompt encoder takes, as (B, N, 2), (B, N), (B, 4), (B or 1, 1, h, w).
+    """Prompts of every shape that SAM's prompt encoder takes.
 
-    With B = 1 there may be any number of masks. Raises InputError where SAM has no answer.
+    They come back as (B, N, 2), (B, N), (B, 4), and (B, 1, h, w), or (1, 1, h, w) or (1, h, w) for all prompts. With
+    B = 1 there may be any number of masks. Raises InputError where SAM has no answer.
     """
     count = None
     if coords is None:
@@ -165,9 +166,9 @@ def prompts_of_sam(
         boxes = boxes.reshape(-1, 4)
         count = len(boxes)
     if masks is not None:
-        if masks.ndim == 3:
-            masks = masks[None]
-        if masks.ndim != 4 or masks.shape[1] != 1 or not _is_mask_size(masks, mask_size):
+        # One without its first dimension stays so: SAM normalizes it over rows, not channels.
+        one = masks.shape[:1] if masks.ndim == 3 else masks.shape[1:2]
+        if masks.ndim not in (3, 4) or one != (1,) or not _is_mask_size(masks, mask_size):
             raise InputError(f"mask_input must have shape (B, 1, {mask_size[0]}, {mask_size[1]}), "
                              f"not {tuple(masks.shape)}")  # fmt: skip
         if count is not None and count != 1 and len(masks) not in (1, count):

@@ -94,9 +94,7 @@ _METHODS = (
 )  # fmt: skip
 _TENSORS = frozenset((nn.Parameter, torch.Tensor))  # not their subclasses: quantized and sharded ones have own products
 # Of the two transposed convolutions, which the fast decoder computes as linear layers.
-_UPSCALING = {
-    "kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0), "output_padding": (0, 0), "dilation": (1, 1), "groups": 1,
-}  # fmt: skip
+_UPSCALING = dict(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), output_padding=(0, 0), dilation=(1, 1), groups=1)
 
 
 def _methods_of_classes() -> list[tuple[type, str, Any]]:
