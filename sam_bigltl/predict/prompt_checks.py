@@ -228,6 +228,8 @@ def _numbers(values: Any, name: str, strict: bool) -> np.ndarray:
         if hasattr(values, "detach"):  # a tensor, maybe of a device, with a gradient, or bfloat16
             values = values.detach().cpu().double()
         array = np.asarray(values)
+        if array.dtype.kind == "c":
+            raise TypeError
         if not strict:
             return array if array.dtype.kind in "biuf" else array.astype(np.float64)
         finite = np.isfinite(array).all()
