@@ -216,10 +216,10 @@ class SamPredictor(segment_anything.SamPredictor):
             labels = self._tensor(point_labels, torch.int32)
         if box is not None:
             box = prompt_checks.check_box(box, original_size, self.strict)
-            boxes = self._tensor(self.transform.apply_boxes(box, original_size)[0], torch.float32)
+            boxes = self._tensor(self.transform.apply_boxes(box, original_size), torch.float32)  # (1, 1, 4), as SAM's
         if mask_input is not None:
-            mask_size = self.model.prompt_encoder.mask_input_size
-            mask_input = prompt_checks.check_mask_input(mask_input, mask_size, self.strict)
+            size = self.model.prompt_encoder.mask_input_size if self.strict else None  # else `predict_torch` sees to it
+            mask_input = prompt_checks.check_mask_input(mask_input, size)
             masks = self._tensor(mask_input, torch.float32)
         # A subclass may have SAM's `predict_torch`, which knows of one image.
         which = {"image_index": image_index} if image_index else {}
@@ -252,15 +252,15 @@ class SamPredictor(segment_anything.SamPredictor):
             Masks (B, C, H, W), predicted IoUs (B, C), and low-resolution logits (B, C, h, w).
         """
         original_size, input_size = self._image_sizes(image_index)
-        mask_size = self.model.prompt_encoder.mask_input_size
         prompts = (point_coords, point_labels, boxes, mask_input)
+        encoder = self.model.prompt_encoder
         if self.strict:
             self._check_tensors(*prompts)
-            prompt_checks.check_prompts(*prompts, mask_size)
+            prompt_checks.check_prompts(*prompts, encoder.mask_input_size)
         plain_prompts, plain = unchanged.plain_parts(self.model)
         if plain_prompts:
             self._check_tensors(*prompts)
-            prompts = prompt_checks.prompts_of_sam(*prompts, mask_size)
+            prompts = prompt_checks.prompts_of_sam(*prompts, encoder.mask_input_size)
         elif point_coords is not None:  # another prompt encoder may take other shapes
             prompt_checks.check_count(point_coords.shape[-2])
         features = self.embedding_of(image_index)

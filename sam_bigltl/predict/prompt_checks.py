@@ -95,12 +95,15 @@ def clip_to_image(coords: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return clipped
 
 
-def check_mask_input(mask: Any, size: tuple[int, int], strict: bool = True) -> np.ndarray:
-    """Return a low-resolution mask as a (1, h, w) array, or raise InputError."""
-    mask = _numbers(mask, "mask_input", strict)
-    right = mask.shape == (1, *size) if strict else mask.ndim == 3 and len(mask) == 1 and _is_mask_size(mask, size)
-    if not right:
-        raise InputError(f"mask_input must have shape {(1, *size)}, as predict returns it, not {mask.shape}")
+def check_mask_input(mask: Any, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a low-resolution mask as a (1, h, w) array, or raise InputError.
+
+    `size` is its (h, w) where they are checked, as strictly as its numbers; None where `prompts_of_sam` does so.
+    """
+    mask = _numbers(mask, "mask_input", strict=size is not None)
+    if mask.ndim != 3 or mask.shape != (1, *(size or mask.shape[1:])):
+        wanted = (1, *size) if size else "(1, h, w)"
+        raise InputError(f"mask_input must have shape {wanted}, as predict returns it, not {mask.shape}")
     return mask
 
 

@@ -133,7 +133,7 @@ def plain_parts(sam: nn.Module) -> tuple[bool, bool]:
 
 
 def _is_plain_decoder(decoder: Any) -> bool:
-    if not _is(decoder, _DECODER):
+    if not _is(decoder, _DECODER) or decoder.num_mask_tokens != len(decoder.output_hypernetworks_mlps):
         return False
     up = decoder.output_upscaling._modules
     if any(up[name].__dict__[key] != value for name in ("0", "3") for key, value in _UPSCALING.items()):

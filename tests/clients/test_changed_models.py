@@ -239,9 +239,10 @@ def test_hooks_are_called_as_often_and_with_the_same() -> None:
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
         inputs = [*args, *kwargs.values()]
+        inputs = [x for each in inputs for x in (each if isinstance(each, tuple) else [each])]
         seen.append((sorted(kwargs), [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in inputs]))
 
-    for module in (sam.mask_decoder, sam.mask_decoder.transformer, sam.prompt_encoder.pe_layer):
+    for module in (sam.prompt_encoder, sam.mask_decoder, sam.mask_decoder.transformer, sam.prompt_encoder.pe_layer):
         module.register_forward_pre_hook(keep, with_kwargs=True)
     answers(segment_anything.SamPredictor, sam)
     theirs, seen[:] = list(seen), []
@@ -320,6 +321,40 @@ def test_a_kept_position_follows_the_size_of_the_embedding() -> None:
     for predictor in (ours, theirs):
         predictor.features = predictor.features[:, :, :2]
         found.append(predictor.predict(box=BOX, return_logits=True))
+    assert_close(*found)
+
+
+def test_fewer_outputs_than_the_decoder_has_weights_for() -> None:
+    sam = tiny_sam()
+    sam.mask_decoder.num_mask_tokens = 3
+    assert_close(*(answers(kind, sam) for kind in (SamPredictor, segment_anything.SamPredictor)))
+
+
+def test_a_prompt_encoder_with_shapes_of_its_own() -> None:
+    """Four coordinates a point, masks of any size: what SAM's predictor lets through, ours does."""
+
+    class Own(nn.Module):
+        def __init__(self, inner: PromptEncoder) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def get_dense_pe(self) -> torch.Tensor:
+            return self.inner.get_dense_pe()
+
+        def forward(self, points, boxes, masks):
+            masks = None if masks is None else masks.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 16, 16)
+            points = points and (points[0][..., :2] + points[0][..., 2:], points[1])
+            return self.inner(points=points, boxes=boxes, masks=masks)
+
+    sam = tiny_sam()
+    sam.prompt_encoder = Own(sam.prompt_encoder)
+    points, mask = torch.rand(2, 3, 4) * 20, np.random.default_rng(0).normal(0, 3, (1, 5, 7))
+    found = []
+    for kind in (SamPredictor, segment_anything.SamPredictor):
+        predictor = kind(sam)
+        predictor.set_image(picture())
+        found.append([*predictor.predict_torch(points, torch.ones(2, 3), None, torch.ones(2, 1, 3, 3), True, True)])
+        found[-1] += predictor.predict(box=BOX, mask_input=mask, return_logits=True)
     assert_close(*found)
 
 
