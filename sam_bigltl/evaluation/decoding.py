@@ -14,8 +14,8 @@ import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from ..modeling import unchanged
 from ..modeling.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
-from ..predict import unchanged
 from ..predict.predictor import SamPredictor as OwnPredictor
 from ..predict.prompt_checks import at_once
 from ..predict.resize import ResizeLongestSideFloat32

@@ -24,8 +24,8 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..errors import InputError
+from ..modeling import unchanged
 from ..modeling.decode import draw
-from . import unchanged
 from .predictor import SamPredictor
 from .prompt_checks import check_image
 from .resize import ResizeLongestSideFloat32

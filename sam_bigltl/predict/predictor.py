@@ -15,8 +15,9 @@ import torch
 from segment_anything.modeling import Sam
 
 from ..errors import InputError
+from ..modeling import unchanged
 from ..modeling.routing import Route
-from . import decoding, embeddings, prompt_checks, unchanged
+from . import decoding, embeddings, prompt_checks
 from .focus import focus_on
 from .resize import ResizeLongestSideFloat32
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import MethodType
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import segment_anything
 import torch
 from helpers import picture, tiny_sam
+from little_models import dense_sam
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.transformer import Attention
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from sam_bigltl import SamAutomaticMaskGenerator, SamPredictor
+from sam_bigltl import InputError, SamAutomaticMaskGenerator, SamPredictor
 from sam_bigltl.evaluation.decoding import BatchDecoder, PromptLoop, decoder_for
 from sam_bigltl.predict import decoding
 
@@ -328,6 +330,17 @@ def test_fewer_outputs_than_the_decoder_has_weights_for() -> None:
     sam = tiny_sam()
     sam.mask_decoder.num_mask_tokens = 3
     assert_close(*(answers(kind, sam) for kind in (SamPredictor, segment_anything.SamPredictor)))
+
+
+def test_the_export_refuses_what_it_would_leave_out(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from sam_bigltl.convert.export import export_onnx
+
+    sam = dense_sam()
+    CHANGES["hook on a projection"](sam)
+    with pytest.raises(InputError, match="cannot be exported") as error:
+        export_onnx(sam, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_a_prompt_encoder_with_shapes_of_its_own() -> None:

@@ -20,6 +20,8 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from ..errors import InputError
+
 # Functions of each element, which need not be of one class.
 _ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh, nn.Identity)
 
@@ -123,6 +125,15 @@ def is_plain(sam: nn.Module) -> bool:
     hooks, methods, wrappers, parametrizations or tensors of somebody else's.
     """
     return all(plain_parts(sam))
+
+
+def check_plain(sam: nn.Module, done: str) -> None:
+    """Raise InputError where the prompt encoder or the mask decoder of `sam` is not SAM's own; `done` says by what."""
+    if not is_plain(sam):
+        raise InputError(
+            f"the prompt encoder or the mask decoder is not as SAM has it and cannot be {done}: remove hooks, and "
+            "merge adapters into it or take them out"
+        )
 
 
 def plain_parts(sam: nn.Module) -> tuple[bool, bool]:
