@@ -343,6 +343,21 @@ def test_the_export_refuses_what_it_would_leave_out(tmp_path: Path) -> None:
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["lora", "hook on the positions"])
+def test_the_trainings_refuse_what_they_would_leave_out(name: str) -> None:
+    from sam_bigltl.training.loop import Forward
+    from sam_bigltl.training.objectives import PromptObjective, Weights
+
+    sam, changed = dense_sam(), tiny_sam()
+    CHANGES[name](changed)
+    for make in (
+        lambda: Forward(changed, None), lambda: PromptObjective(changed, sam, Weights()),
+        lambda: PromptObjective(sam, changed, Weights()),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="cannot be trained"):
+            make()
+
+
 def test_a_prompt_encoder_with_shapes_of_its_own() -> None:
     """Four coordinates a point, masks of any size: what SAM's predictor lets through, ours does."""
 
