@@ -10,6 +10,7 @@ The rooms, each using those below it: `cli`, `demo`, `training`, `evaluation`, `
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from . import _moved
@@ -17,6 +18,7 @@ from . import _moved
 if TYPE_CHECKING:
     from .convert import convert_sam, load_sam, save_sam
     from .convert.in_place import accelerate, accelerated
+    from .convert.build_sam import build_sam, build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
     from .convert.registry import sam_model_registry
     from .errors import InputError
     from .modeling.classifier import BigLittleClassifier
@@ -37,6 +39,10 @@ __all__ = [
     "SamPredictor",
     "accelerate",
     "accelerated",
+    "build_sam",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
     "convert_sam",
     "load_sam",
     "sam_model_registry",
@@ -52,11 +58,21 @@ _MODULES = {
     "SamPredictor": "predict.predictor",
     "accelerate": "convert.in_place",
     "accelerated": "convert.in_place",
+    "build_sam": "convert.build_sam",
+    "build_sam_vit_b": "convert.build_sam",
+    "build_sam_vit_h": "convert.build_sam",
+    "build_sam_vit_l": "convert.build_sam",
     "convert_sam": "convert.sam",
     "load_sam": "convert.sam",
     "sam_model_registry": "convert.registry",
     "save_sam": "convert.sam",
 }
+
+# `from sam_bigltl import *` is of what is installed: without timm, or without torch, the other names are still there.
+if find_spec("torch") is None:
+    __all__ = ["InputError"]
+elif find_spec("timm") is None:
+    __all__.remove("BigLittleClassifier")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 NAMES = {
     "sam_bigltl": "BigLittleClassifier BigLittleEncoder EncoderConfig InputError SamAutomaticMaskGenerator "
-    "SamPredictor convert_sam load_sam sam_model_registry save_sam",
+    "SamPredictor build_sam build_sam_vit_b build_sam_vit_h build_sam_vit_l convert_sam load_sam "
+    "sam_model_registry save_sam",
     "sam_bigltl.automatic": "SamAutomaticMaskGenerator",
     "sam_bigltl.classifier": "BigLittleClassifier BigLittleDistilledClassifier",
     "sam_bigltl.cli": "COMMANDS main",

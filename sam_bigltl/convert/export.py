@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..errors import InputError
+from ..modeling import unchanged
 from ..modeling.decode import embed_prompts, read_prompts
 from ..modeling.encoder import BigLittleEncoder
 from .fingerprint import fingerprint
@@ -115,8 +116,10 @@ def export_onnx(sam: Sam, folder: str | Path, keep_ratio: float = 1.0, batch: in
         the files written.
 
     Raises:
-        InputError: a keep_ratio that cannot be exported, or a folder that cannot be written.
+        InputError: a keep_ratio that cannot be exported, a folder that cannot be written, or a prompt encoder or mask
+            decoder in which something is not SAM's own.
     """
+    unchanged.check_plain(sam, "exported")
     folder = Path(folder)
     sam = copy.deepcopy(sam).cpu().eval().requires_grad_(False)
     try:

@@ -94,7 +94,7 @@ class Engine:
             if key in self._embeddings:
                 self._embeddings.move_to_end(key)
                 return self._embeddings[key]
-        predictor = SamPredictor(self.sam)
+        predictor = SamPredictor(self.sam, strict=True)
         with self._encoder_lock:
             if self.routed:
                 self.sam.image_encoder.keep_ratio = keep_ratio
@@ -108,7 +108,7 @@ class Engine:
 
     def masks(self, encoded: Encoded, prompt: Prompt) -> Masks:
         """What `SamPredictor.predict` answers to `prompt`."""
-        predictor = SamPredictor(self.sam)
+        predictor = SamPredictor(self.sam, strict=True)
         predictor.set_embedding(encoded.embedding)
         arguments: dict[str, Any] = {**prompt.arguments()}
         milliseconds, (masks, ious, _) = timed(lambda: predictor.predict(**arguments), self.device)
@@ -158,7 +158,7 @@ class _Everything(SamAutomaticMaskGenerator):
     ) -> None:
         super().__init__(sam, points_per_batch=16, output_mode="coco_rle", **options)
         transform = self.predictor.transform
-        self.predictor = _Ready(sam)
+        self.predictor = _Ready(sam, strict=True)
         self.predictor.given, self.predictor.transform = embedding, transform
         self._report, self._stop, self._done = report, stop, 0
 

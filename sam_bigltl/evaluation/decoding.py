@@ -9,13 +9,24 @@ from functools import cached_property, partial
 from typing import Any, Protocol, cast
 
 import numpy as np
+import segment_anything
 import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
+from ..modeling import unchanged
 from ..modeling.decode import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, decode, embed_prompts
+from ..predict.predictor import SamPredictor as OwnPredictor
 from ..predict.prompt_checks import at_once
+from ..predict.resize import ResizeLongestSideFloat32
 from .metrics import mask_iou
+
+# What `BatchDecoder` does in their place.
+_PREDICTORS = [
+    {name: getattr(kind, name) for name in ("predict", "predict_torch")}
+    for kind in (OwnPredictor, segment_anything.SamPredictor)
+]
+_TRANSFORMS = (ResizeLongestSide, ResizeLongestSideFloat32)
 
 
 class Predictor(Protocol):
@@ -72,10 +83,15 @@ class Prediction:
 def decoder_for(predictor: Predictor, batch_size: int) -> PromptLoop:
     """Batches for `segment_anything`'s Sams, whatever their encoder.
 
-    One `predict` a prompt for others, or at size 0.
+    One `predict` a prompt for others, at size 0, and where a prompt encoder, a mask decoder or a predictor is no longer
+    as SAM or this project has it: `BatchDecoder` would leave out what was changed.
     """
-    if batch_size and isinstance(getattr(predictor, "model", None), Sam) and hasattr(predictor, "features"):
-        return BatchDecoder(cast(SamPredictor, predictor), batch_size)
+    if not batch_size or not isinstance(getattr(predictor, "model", None), Sam) or not hasattr(predictor, "features"):
+        return PromptLoop(predictor)
+    own = any(unchanged.has_methods(predictor, methods) for methods in _PREDICTORS)
+    sam_predictor = cast(SamPredictor, predictor)
+    if own and type(sam_predictor.transform) in _TRANSFORMS and unchanged.is_plain(sam_predictor.model):
+        return BatchDecoder(sam_predictor, batch_size)
     return PromptLoop(predictor)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import segment_anything
 import torch
-from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling import Sam
 from segment_anything.utils.amg import (
     MaskData,
     batched_mask_to_box,
@@ -24,12 +24,14 @@ from segment_anything.utils.amg import (
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..errors import InputError
+from ..modeling import unchanged
 from ..modeling.decode import draw
 from .predictor import SamPredictor
 from .prompt_checks import check_image
 from .resize import ResizeLongestSideFloat32
 
 _PIXELS = 2**23  # of masks that are alive at the image's size at once
+_PREDICTOR = {name: getattr(SamPredictor, name) for name in ("predict_torch", "read_prompts", "prompts_at_once")}
 
 
 class _GridTransform(ResizeLongestSideFloat32):
@@ -47,6 +49,9 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
     """Masks of everything in an image, from a grid of points: `segment_anything`'s arguments, methods and results.
 
     It also runs in bfloat16 and on MPS. Memory is bounded by `points_per_batch` image embeddings and by a few masks.
+
+    `predictor` may be replaced by any with the interface of `segment_anything.SamPredictor`. The work is SAM's own, in
+    full, where it is, or where something of the model is no longer SAM's (see `SamPredictor`).
     """
 
     def __init__(
@@ -102,17 +107,17 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         self.predictor.transform = _GridTransform(model.image_encoder.img_size)
 
     def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """Masks of everything in `image`, uint8 RGB (H, W, 3), as the list of records that SAM's generator returns.
+        """Masks of everything in `image`, RGB (H, W, 3), as the list of records that SAM's generator returns.
 
-        Raises InputError when `image` is not such an array.
+        Raises InputError when `image` is no array of uint8, nor of floats in [0, 1].
         """
-        check_image(image)
+        check_image(image, strict=False)
         return super().generate(image)
 
     def _process_batch(
         self, points: np.ndarray, im_size: tuple[int, ...], crop_box: list[int], orig_size: tuple[int, ...]
     ) -> MaskData:
-        if type(self.predictor.model.mask_decoder) is not MaskDecoder:  # one that has its own way
+        if not _is_plain(self.predictor):
             return super()._process_batch(points, im_size, crop_box, orig_size)
         low_res, iou, point = self._drawn(points, im_size)
         at_once = max(1, _PIXELS // (im_size[0] * im_size[1]))
@@ -176,6 +181,16 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         if len(data["rles"]) == 0:  # SAM's tensor has lost its second dimension, which fails when no crop has masks
             data["crop_boxes"] = torch.zeros((0, 4), dtype=torch.int64)
         return data
+
+
+def _is_plain(predictor: Any) -> bool:
+    """Whether the masks of a predictor may be computed without its `predict_torch`."""
+    return (
+        isinstance(predictor, SamPredictor)
+        and unchanged.has_methods(predictor, _PREDICTOR)
+        and unchanged.is_plain(predictor.model)
+        and len(predictor.embedding_of(0)) == 1
+    )
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

@@ -105,7 +105,7 @@ def load_predictor(checkpoint: str | None, device: torch.device, precision: str,
 
     sam = load_sam(checkpoint or default_checkpoint()).to(device)
     sam.image_encoder.optimize(precision, native=native)
-    return SamPredictor(sam)
+    return SamPredictor(sam, strict=True)
 
 
 def set_routing(

@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from ..data.workers import load
 from ..errors import InputError
+from ..modeling import unchanged
 from ..modeling.decode import TOP_LEFT, dense_position
 from .config import LoopConfig
 from .data import MaskBatches, SampleConfig
@@ -52,10 +53,14 @@ class TrainConfig(LoopConfig):
 
 
 class Forward(nn.Module):
-    """One forward pass over a batch, whole, so that it compiles as one graph."""
+    """One forward pass over a batch, whole, so that it compiles as one graph.
+
+    Raises InputError for a prompt encoder or a mask decoder with something that is not SAM's: it would be left out.
+    """
 
     def __init__(self, sam: Sam, teacher: Sam | None, distill_weight: float = 0.0) -> None:
         super().__init__()
+        unchanged.check_plain(sam, "trained")
         self.sam = sam
         self.teacher = teacher
         self.distill_weight = distill_weight

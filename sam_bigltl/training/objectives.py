@@ -12,6 +12,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from ..modeling import unchanged
 from ..modeling.decode import BACKGROUND, FOREGROUND, NOT_A_POINT
 from ..modeling.trunk import Taps
 from .engine import Batch
@@ -104,7 +105,15 @@ class EmbeddingObjective(nn.Module):
 
 
 class PromptObjective(EmbeddingObjective):
-    """Stage 2: prompts in the loop, with points where student and teacher disagree after the first one."""
+    """Stage 2: prompts in the loop, with points where student and teacher disagree after the first one.
+
+    Raises InputError for a prompt encoder or a mask decoder with something that is not SAM's: it would be left out.
+    """
+
+    def __init__(self, student: Sam, teacher: Sam, weights: Weights) -> None:
+        for sam in (student, teacher):
+            unchanged.check_plain(sam, "trained")
+        super().__init__(student, teacher, weights)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars "loss", those of stage 1, "bce", "dice", "iou_head", "iou" (mean over the rounds)."""

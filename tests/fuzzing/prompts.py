@@ -124,6 +124,7 @@ def make(folder: Path) -> Callable[[Random], None]:
     def case(rng: Random) -> None:
         sam.image_encoder.keep_ratio = 1.0
         predictor.set_embedding(good)
+        predictor.strict = rng.random() < 0.5
         rng.choice(calls)(rng)
 
     return case
