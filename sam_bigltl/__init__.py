@@ -17,8 +17,8 @@ from . import _moved
 
 if TYPE_CHECKING:
     from .convert import convert_sam, load_sam, save_sam
-    from .convert.in_place import accelerate, accelerated
     from .convert.build_sam import build_sam, build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
+    from .convert.in_place import accelerate, accelerated
     from .convert.registry import sam_model_registry
     from .errors import InputError
     from .modeling.classifier import BigLittleClassifier
