@@ -83,15 +83,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
         return attend_folded(q, k, v, rel_h, rel_w, scale)
     b, h, num_q, d = q.shape
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
-    if torch.is_grad_enabled():
-        return _attend_at_once(q, k, v, rel_h, rel_w, scale)
-    if (
-        _is_exporting() or torch.jit.is_tracing()
-    ):  # no buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB
+    if _is_exporting() or torch.jit.is_tracing():
+        # No buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB.
         parts = [slice(start, start + _QUERIES) for start in range(0, int(num_q), _QUERIES)]
         return torch.cat(
             [_attend_at_once(q[:, :, part], k, v, rel_h[:, :, part], rel_w[:, :, part], scale) for part in parts], dim=2
         )
+    if torch.is_grad_enabled():
+        return _attend_at_once(q, k, v, rel_h, rel_w, scale)
     # Without autograd: some heads and queries at a time, in one buffer that starts as the bias, takes the products on
     # top and becomes the weights. Contiguous keys and values, once: bmm would copy them for every part.
     q, k, v = ((x * scale if x is q else x).reshape(b * h, -1, d).contiguous() for x in (q, k, v))

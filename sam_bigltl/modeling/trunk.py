@@ -251,7 +251,7 @@ class Trunk(nn.Module):
             scores = scores * self.focus
             scores = scores / scores.sum(dim=1, keepdim=True)
         indices = top_tokens(scores.detach(), self._count(scores, ratio))
-        gate = straight_through_gate(scores, indices) if torch.is_grad_enabled() else None  # (B, K, 1)
+        gate = straight_through_gate(scores, indices) if _learns() else None  # (B, K, 1)
         if self.prefix:
             always = torch.arange(self.prefix, device=x.device).expand(len(x), -1)
             indices = torch.cat([always, indices + self.prefix], dim=1)
@@ -266,7 +266,7 @@ class Trunk(nn.Module):
         # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
         estimate = x + transition.up(little)
         group = RouteGroup(tuple(layers), indices[:, self.prefix :] - self.prefix, scores.detach())
-        if self.taps is None and not torch.is_grad_enabled():
+        if self.taps is None and not _learns():
             return selection.scatter_(estimate, selected), group
         x = selection.scatter(estimate, selected)
         if self.taps is not None:
@@ -276,7 +276,7 @@ class Trunk(nn.Module):
 
     def _run(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         """A block; with `gradient_checkpointing` it is computed again in the backward pass instead of stored."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.gradient_checkpointing and _learns():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
@@ -290,9 +290,14 @@ class Trunk(nn.Module):
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
 
 
+def _learns() -> bool:
+    """Whether a backward pass may follow. A trace is checked without autograd, so it has to take that way, too."""
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
+
+
 def _awaits_every_gradient() -> bool:
     """Whether DistributedDataParallel is running the model and would wait for ever for parameters without gradients."""
-    if not torch.is_grad_enabled() or not torch.distributed.is_available():
+    if not _learns() or not torch.distributed.is_available():
         return False
     wrapper: Any = nn.parallel.DistributedDataParallel._active_ddp_module
     return wrapper is not None and not wrapper.find_unused_parameters

@@ -213,12 +213,12 @@ def test_a_block_that_cuts_windows_itself_is_refused_below_full_ratio(pair):
 
 
 # ---------------------------------------------------------------- tracing, copies, other number formats
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.5])
-@torch.no_grad()
-def test_a_traced_encoder_computes_the_same_on_other_images(pair, keep_ratio):
+def test_a_traced_encoder_computes_the_same_on_other_images(pair, keep_ratio, grad):
     ours = pair[1]
     ours.keep_ratio = keep_ratio
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.set_grad_enabled(grad):
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = torch.jit.trace(ours, noise(1, 3, 64, 64))
