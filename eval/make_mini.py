@@ -56,11 +56,17 @@ TEACHER = (
     Phase("more_frames",
           f"{_AGAIN} --round-prompts 3 --scale 0.6 1.3 --as-is 0.6 --batch-size 8 --lr 4e-4 --final-lr 0.02 "
           "--warmup 4 --ema 0.95 --steps 120 --seed 53"),
+    Phase("crops_3",
+          f"{_AGAIN} --crop 224 --scale 0.3 1.5 --as-is 0.25 --paste 0.25 --degrade 0.15 --batch-size 24 --lr 7e-4 "
+          "--final-lr 0.08 --warmup 40 --ema 0.995 --steps 1300 --until 1169 --seed 71"),
+    Phase("frames_3",
+          f"{_AGAIN} --round-prompts 3 --scale 0.6 1.3 --as-is 0.6 --batch-size 8 --lr 4e-4 --final-lr 0.02 "
+          "--warmup 4 --ema 0.95 --steps 110 --seed 73"),
 )  # fmt: skip
 STUDENT = (
     Phase("little",
           "--stages 1 --steps 60 --batch-size 8 --streams 2 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
-          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 44"),
+          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 74"),
 )  # fmt: skip
 
 
@@ -114,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
     before, names = args.init, [phase.name for phase in TEACHER]
     if args.init and not args.init.exists():
         raise InputError(f"no file or folder {args.init}")
+    if args.first != names[0] and not args.init:
+        raise InputError(f"--first {args.first} goes on from weights: name them with --init")
     for phase in TEACHER[names.index(args.first) :]:
         made = args.runs / phase.name / "model.safetensors"
         if not made.exists():

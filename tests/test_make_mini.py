@@ -90,11 +90,18 @@ def test_it_goes_on_from_a_checkpoint(recipe, args, monkeypatch):
         commands.append((words, processes))
 
     monkeypatch.setattr(recipe, "_run", pretend)
-    args.init, args.first, args.processes = args.data[0], "more_frames", 2
+    last = recipe.TEACHER[-1].name
+    args.init, args.first, args.processes = args.data[0], last, 2
     recipe.run(args)
     (words, processes), (student, _) = commands
     assert words[words.index("--init") + 1] == str(args.init) and processes == 2
-    assert words[words.index("--output") + 1].endswith("more_frames") and student[0] == "distill"
+    assert words[words.index("--output") + 1].endswith(last) and student[0] == "distill"
     args.init = args.data[0].with_name("none")
     with pytest.raises(InputError, match="none"):
+        recipe.run(args)
+
+
+def test_a_later_phase_needs_weights_to_go_on_from(recipe, args):
+    args.first = "frames"
+    with pytest.raises(InputError, match="--init"):
         recipe.run(args)
