@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +96,8 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
         InputError: one line, for a file that is missing, broken, no Sam, of another type, or with values that are not
             finite.
     """
+    if not isinstance(path, str | PathLike):
+        raise InputError(f"load_sam reads a file or folder: give its path, not a {type(path).__name__}")
     path = Path(path)
     state, stated = _read_state(path)
     try:

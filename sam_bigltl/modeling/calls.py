@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -50,6 +51,8 @@ class _Kept:
     found: bool = False
 
 
+_SELECTED = "_had_selected_tokens"  # of a module inside a client's: what its last call was for
+
 _now = threading.local()  # .kept: a `_Kept` while a client's module runs
 _takes_more: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
@@ -77,12 +80,29 @@ def call(module: nn.Module, x: Tensor, place: Place, kind: type[nn.Module]) -> T
 
 
 def place_of_call(module: nn.Module, given: Place | None) -> Place | None:
-    """`given`, or what `call` keeps for `module` inside a client's; None in a call by hand."""
+    """`given`, or what `call` keeps for `module` inside a client's; None in a call by hand.
+
+    Raises InputError where a client's module runs selected tokens again in a backward pass, as torch.utils.checkpoint
+    does: which tokens they are is not kept until then, and the gradients would be wrong.
+    """
     kept: _Kept | None = getattr(_now, "kept", None)
     if kept is None or not isinstance(module, kept.kind):
+        if given is None and vars(module).get(_SELECTED) and torch._C._current_graph_task_id() != -1:
+            raise InputError(
+                "torch.utils.checkpoint in a module around a block or an attention runs at keep_ratio 1.0 only: set "
+                "encoder.gradient_checkpointing = True in its place, or let the module take *args, pass them on, and "
+                "checkpoint with use_reentrant=False"
+            )
         return given
     kept.found = True
-    return kept.place if given is None else given
+    if given is not None:
+        return given
+    selected = isinstance(kept.place, Routed)
+    if vars(module).get(_SELECTED, False) != selected:
+        vars(module)[_SELECTED] = selected
+    if isinstance(kept.place, Geometry) and not kept.place.whole and torch.is_grad_enabled():
+        return None  # as by hand, which is what a checkpoint of a client's runs in the backward pass
+    return kept.place
 
 
 def _passes_on(module: nn.Module) -> bool:

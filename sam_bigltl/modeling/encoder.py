@@ -9,7 +9,7 @@ Shapes: B images, N = gh * gw tokens, C big width, C_E little width, K = round(k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -138,8 +138,7 @@ class BigLittleEncoder(Trunk):
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
-        weight: Any = self.neck[0].weight
-        tokens = self.patch_embed(images.to(weight.dtype))
+        tokens = self.patch_embed(images.to(self.pos_embed.dtype))  # not a layer's: clients wrap layers
         gh, gw = tokens.shape[1:3]
         return tokens + self.pos_embed[:, :gh, :gw]
 

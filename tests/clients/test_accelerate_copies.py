@@ -132,3 +132,10 @@ def test_a_fork_that_is_built_in_another_way_is_named(monkeypatch):
     )
     with pytest.raises(InputError, match="cannot be built as SAM's"):
         accelerate(sam)
+
+
+def test_photographs_of_another_library_are_named():
+    from PIL import Image
+
+    with pytest.raises(InputError, match="image 0 is a PIL Image: give uint8 RGB arrays"):
+        accelerate(small_reference_sam(), 0.5, images=[Image.fromarray(image) for image in (picture(), picture())])

@@ -5,6 +5,7 @@ The files are written by the projects' own code, with tiny models, and what is l
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -604,3 +605,9 @@ def test_a_folder_of_ours_keeps_its_keep_ratio(folder, tmp_path):
     sam.image_encoder.keep_ratio = 0.5
     save_pretrained(sam, tmp_path / "new")
     assert load_sam(tmp_path / "new").image_encoder.keep_ratio == 0.5
+
+
+@pytest.mark.parametrize("path", [None, 3, {}, io.BytesIO()], ids=lambda path: type(path).__name__)
+def test_what_is_no_path(path):
+    with pytest.raises(InputError, match="load_sam reads a file or folder"):
+        load_sam(path)

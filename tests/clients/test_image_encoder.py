@@ -174,6 +174,63 @@ def test_a_wrapped_part_computes_the_same(pair, part, keep_ratio):
     torch.testing.assert_close(ours(images), before, atol=1e-5, rtol=1e-5)
 
 
+class Checkpointed(Wrapper):
+    """Runs the inner module again in the backward pass."""
+
+    reentrant = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+def checkpoint_parts(encoder: nn.Module, part: str, reentrant: bool) -> None:
+    for layer, block in enumerate(encoder.blocks):
+        wrapped = Checkpointed(getattr(block, part) if part else block)
+        wrapped.reentrant = reentrant
+        if part:
+            setattr(block, part, wrapped)
+        else:
+            encoder.blocks[layer] = wrapped
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("part", ["", "attn", "mlp"])
+def test_a_clients_checkpoint_has_sams_gradients(pair, part, reentrant):
+    gradients = []
+    for encoder in pair:
+        images = pictures(encoder).requires_grad_()
+        checkpoint_parts(encoder, part, reentrant)
+        encoder(images).square().mean().backward()
+        named = {name: value.grad for name, value in encoder.named_parameters() if value.grad is not None}
+        gradients.append({"images": images.grad, **named})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, atol=1e-7, rtol=1e-3)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("part", ["", "attn"])
+def test_a_clients_checkpoint_of_selected_tokens_is_refused(pair, part, reentrant):
+    """Which tokens they are is not known in the backward pass; ours knows."""
+    ours = pair[1]
+    checkpoint_parts(ours, part, reentrant)
+    ours.keep_ratio = 0.5
+    images = pictures(ours).requires_grad_()
+    with pytest.raises(InputError, match="gradient_checkpointing"):
+        ours(images).square().mean().backward()
+    ours.keep_ratio = 1.0
+    ours(images).square().mean().backward()
+
+
+def test_a_wrapped_neck(pair):
+    reference, ours = pair
+    for encoder in pair:
+        encoder.neck = Wrapper(encoder.neck)
+    images = pictures(ours)
+    torch.testing.assert_close(ours(images), reference(images), atol=1e-5, rtol=1e-5)
+    assert ours.to(torch.bfloat16)(images).dtype == torch.float32
+
+
 @torch.no_grad()
 def test_sams_own_attention_can_take_ours_place(pair):
     reference, ours = pair

@@ -82,6 +82,9 @@ def _preprocessed(encoder: InPlaceEncoder, model: Any, images: Images) -> Iterat
     reference.image_encoder = SimpleNamespace(img_size=encoder.config.img_size)
     resize = ResizeLongestSide(encoder.config.img_size)
     for index, image in enumerate(images):
+        if not isinstance(image, np.ndarray | str | PathLike):
+            kind = f"{type(image).__module__.split('.')[0]} {type(image).__name__}"
+            raise InputError(f"image {index} is a {kind}: give uint8 RGB arrays (height, width, 3), or paths")
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             kind = f"{pixels.dtype} {pixels.shape}"
