@@ -39,7 +39,9 @@ class Geometry:
         self.token_place = self.token_window * window**2 + inside  # (N,)
         self.place_token = torch.full((self.num_windows * window**2,), -1, device=device)
         self.place_token[self.token_place] = token
-        self.padding = (self.place_token < 0).nonzero().squeeze(1)
+        # Not by nonzero(): how many there are depends on the sizes alone, which an exported graph must know.
+        padding = self.num_windows * window**2 - gh * gw
+        self.padding = (self.place_token < 0).int().topk(padding).indices if padding else token[:0]
         self.place_token.clamp_(min=0)
         self.layouts: dict = {}  # kept by `sam_bigltl.ragged`
 

@@ -139,3 +139,34 @@ def test_photographs_of_another_library_are_named():
 
     with pytest.raises(InputError, match="image 0 is a PIL Image: give uint8 RGB arrays"):
         accelerate(small_reference_sam(), 0.5, images=[Image.fromarray(image) for image in (picture(), picture())])
+
+
+def _output_hook(encoder):
+    return encoder.blocks[0].register_forward_hook(lambda *_: None)
+
+
+def _pre_hook(encoder):
+    return encoder.blocks[1].attn.register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("hook", [_output_hook, _pre_hook])
+@pytest.mark.parametrize("change", [dict(dtype="bfloat16", native=False), dict(undo=True)])
+def test_hooks_do_not_vanish_with_the_encoder_that_has_them(hook, change):
+    sam = accelerate(small_reference_sam(), dtype="float32")
+    handle = hook(sam.image_encoder)
+    accelerate(sam, 1.0, dtype="float32")  # the same encoder goes on
+    with pytest.raises(InputError, match="hook .* blocks.*: remove it first"):
+        accelerate(sam, **change)
+    handle.remove()
+    accelerate(sam, **change)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 1.5, "half", [0.5, 2.0], None, float("nan")])
+def test_a_ratio_that_there_is_not_is_named(ratio):
+    with pytest.raises(InputError, match="keep_ratio is .*in \\(0, 1\\]"):
+        accelerate(small_reference_sam(), ratio, dtype="float32")
+
+
+def test_the_model_inside_a_wrapper_is_asked_for():
+    with pytest.raises(InputError, match="inside this DataParallel, a Sam"):
+        accelerate(torch.nn.DataParallel(small_reference_sam()))

@@ -304,6 +304,13 @@ def test_the_old_onnx_exporter_takes_it(pair, keep_ratio, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), ours(other), atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_torch_export_before_any_call(pair):
+    exported = torch.export.export(pair[1], (noise(1, 3, 64, 64),)).module()
+    other = noise(2, 3, 64, 64)[1:]
+    torch.testing.assert_close(exported(other), pair[0](other), atol=1e-5, rtol=1e-5)
+
+
 def test_fvcore_counts_what_it_counts_for_sam(pair):
     fvcore = pytest.importorskip("fvcore.nn")
     totals = []

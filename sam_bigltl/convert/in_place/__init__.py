@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from ...errors import InputError
 from . import little
 from .encoder import InPlaceEncoder
@@ -107,6 +109,8 @@ def accelerate(
         return model
     encoder = exact.in_format(format)
     encoder.keep_ratio = keep_ratio
+    if live is not None and encoder is not live:
+        live.check_hooks()
     site.install(encoder)
     return model
 
@@ -152,6 +156,10 @@ def _site(model: Any) -> Site:
             if (site := import_module(file, __name__).find(model)) is not None:
                 return site
     kind = type(model)
+    if isinstance(inside := getattr(model, "module", getattr(model, "_orig_mod", None)), torch.nn.Module):
+        raise InputError(
+            f"accelerate takes the model inside this {kind.__name__}, a {type(inside).__name__}, before it is wrapped"
+        )
     if (site := import_module(_LIBRARIES["segment_anything"], __name__).find(model)) is not None:  # of a copy
         return site
     raise InputError(
@@ -161,9 +169,19 @@ def _site(model: Any) -> Site:
 
 
 def _all_big(keep_ratio: Any) -> bool:
-    if isinstance(keep_ratio, str):
+    """Whether no little path is needed. Raises InputError for what no encoder takes."""
+    if isinstance(keep_ratio, str) and keep_ratio == "auto":
         return False
-    return all(ratio == 1.0 for ratio in (keep_ratio if isinstance(keep_ratio, Sequence) else [keep_ratio]))
+    ratios = keep_ratio if isinstance(keep_ratio, Sequence) else [keep_ratio]
+    try:
+        ratios = [float(ratio) for ratio in ratios]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"keep_ratio is a number in (0, 1], one number a stage, or 'auto', not {keep_ratio!r}"
+        ) from None
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise InputError(f"keep_ratio is in (0, 1], not {keep_ratio!r}")
+    return set(ratios) == {1.0}
 
 
 def _no_little() -> InputError:

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ...errors import InputError
 from ...fast.precision import PRECISIONS
+from ...modeling.calls import is_plain
 from ...modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ...modeling.routing import Route
 from ...modeling.trunk import Taps
@@ -203,8 +204,18 @@ class InPlaceEncoder(BigLittleEncoder):
                         value.data.copy_(own)
         return self.exact
 
+    def check_hooks(self) -> None:
+        """Raise InputError where a client hooked or patched this encoder: another one would not have it."""
+        for name, module in self.named_modules():
+            if not is_plain(module, type(module)):
+                raise InputError(
+                    f"the accelerated encoder has a hook or a forward of its own on {name or 'itself'}: remove it "
+                    "first, or it would be lost"
+                )
+
     def give_back(self) -> nn.Module:
         """The replaced encoder, with what was learnt or loaded meanwhile, where and in what mode this one is."""
+        self.check_hooks()
         exact, theirs = self.current(), self.origin.theirs
         mine = dict(self.named_parameters())
         for name, other in exact.origin.names.items():
