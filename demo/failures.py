@@ -13,9 +13,9 @@ from sam_bigltl.visualize import side_by_side
 
 FAILURES = (
     ("astronaut", Prompt(box=(25, 5, 440, 511)), "holes in the suit; a part of the shuttle comes along"),
-    ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes half of the helmet and hair"),
-    ("coffee", Prompt(points=((300, 350),), labels=(1,)), "a point on the saucer gives a part of it"),
-    ("coffee", Prompt(box=(155, 75, 430, 300)), "the cup without a part of its inside"),
+    ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes half of the helmet and parts of the head"),
+    ("coffee", Prompt(points=((300, 350),), labels=(1,)), "a point on the saucer takes the cup along, with holes"),
+    ("coffee", Prompt(box=(75, 55, 480, 380)), "the saucer with holes where spoon and handle are"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     milliseconds = encoder_ms([photo.image for photo in photos], predictor, RATIOS, args.runs)
     print(time_table(milliseconds, args.runs, len(photos), device))
     print()
-    print(f"{'photo':<10} {'object':<10} {'prompt':<10} {'keep_ratio':>10} {'predicted IoU':>13} {'IoU with 1.0':>12}")
+    print(f"{'photo':<10} {'object':<10} {'prompt':<14} {'keep_ratio':>10} {'predicted IoU':>13} {'IoU with 1.0':>12}")
     paths = []
     for photo in photos:
         captions, pictures = [], []
@@ -58,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
             full = full or segments
             agreement = [iou(a.mask, b.mask) for a, b in zip(segments, full)]
             for name, segment, value in zip(photo.objects, segments, agreement):
-                kind = "box" if segment.prompt.box else str(segment.prompt)
-                print(f"{photo.name:<10} {name:<10} {kind:<10} {ratio:>10g}"
+                kind = re.sub(r"box [^ ]+", "box", str(segment.prompt))
+                print(f"{photo.name:<10} {name:<10} {kind:<14} {ratio:>10g}"
                       f" {segment.predicted_iou:>13.3f} {value:>12.3f}")  # fmt: skip
             pictures.append(draw_segments(photo.image, segments))
             captions.append(f"keep_ratio {ratio:g}: {milliseconds[ratio]:.0f} ms")

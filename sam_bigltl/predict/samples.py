@@ -15,15 +15,15 @@ from .segment import Prompt
 # checkpoints/MODEL_CARD.md names some that they do not.
 PROMPTS: dict[str, dict[str, Prompt]] = {
     "astronaut": {
-        "head": Prompt(box=(160, 10, 300, 210)),
+        "head": Prompt(points=((228, 100),), labels=(1,), box=(160, 10, 300, 210)),
         "patch": Prompt(points=((189, 384), (130, 384)), labels=(1, 0)),
     },
     "coffee": {
         "spoon": Prompt(box=(320, 245, 400, 325)),
-        "coffee": Prompt(points=((300, 140),), labels=(1,)),
+        "cup": Prompt(points=((300, 140),), labels=(1,), box=(168, 15, 425, 245)),
     },
     "chelsea": {
-        "eye": Prompt(box=(143, 80, 208, 146)),
+        "eye": Prompt(box=(290, 105, 345, 165)),
         "cat": Prompt(points=((250, 150),), labels=(1,)),
     },
 }
