@@ -68,10 +68,18 @@ _MODULES = {
     "save_sam": "convert.sam",
 }
 
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a finder that says so itself
+        return False
+
+
 # `from sam_bigltl import *` is of what is installed: without timm, or without torch, the other names are still there.
-if find_spec("torch") is None:
+if not _is_installed("torch"):
     __all__ = ["InputError"]
-elif find_spec("timm") is None:
+elif not _is_installed("timm"):
     __all__.remove("BigLittleClassifier")
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from little_models import dense_sam
+from safetensors.torch import load_file
 
-from sam_bigltl import SamPredictor, load_sam
+from sam_bigltl import SamPredictor, load_sam, save_sam
 from sam_bigltl.convert import describe
+from sam_bigltl.convert.checkpoints import check_tensors, find_weights
+from sam_bigltl.errors import InputError
 from sam_bigltl.evaluation.metrics import mask_iou
 
 FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -42,3 +48,19 @@ def test_shipped_weights_segment_a_ball(name):
         for prompt in ({"box": np.array([160, 70, 300, 210])}, point):
             masks, iou, _ = predictor.predict(**prompt)
             assert mask_iou(masks[iou.argmax()], truth) > 0.8, (ratio, prompt)
+
+
+def test_writing_adds_no_names(tmp_path):
+    """Reading changes nothing in what is written: names in a file of ours are the model's own."""
+    sam = dense_sam()
+    save_sam(sam, tmp_path / "a.safetensors")
+    assert load_file(tmp_path / "a.safetensors").keys() == sam.state_dict().keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_containers_that_hold_themselves():
+    ring: dict[str, Any] = {"a": torch.zeros(2)}
+    ring |= {str(number): ring for number in range(200)}
+    check_tensors(ring, Path("x"))
+    with pytest.raises(InputError):
+        find_weights({"b": ring, "c": {"d": torch.ones(1)}}, "e", Path("x"))

@@ -65,7 +65,7 @@ def folder(sam, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def predictors(sam, folder: Path) -> tuple[OnnxSamPredictor, SamPredictor]:
     """Ours without torch and ours with it, two images set."""
-    both = OnnxSamPredictor(folder, threads=1), SamPredictor(sam)
+    both = OnnxSamPredictor(folder, threads=1), SamPredictor(sam, strict=True)
     for predictor in both:
         predictor.set_images([picture(*SIZE), picture(100, 30, seed=1)])
     return both

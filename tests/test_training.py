@@ -247,9 +247,9 @@ def test_resuming_refuses_what_would_not_continue_the_run(shapes, tmp_path):
     with pytest.raises(InputError, match="another --model"):
         trainer(shapes, tmp_path, replace(CONFIG, steps=1), "bigltl_tiny").resume()
     content = (tmp_path / "state.pt").read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"text"):
+    for damaged, named in ((content[: len(content) // 2], "cut short"), (b"", "empty"), (b"text", "damaged")):
         (tmp_path / "state.pt").write_bytes(damaged)
-        with pytest.raises(InputError, match="damaged"):
+        with pytest.raises(InputError, match=named):
             trainer(shapes, tmp_path, replace(CONFIG, steps=1)).resume()
 
 

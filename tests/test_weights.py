@@ -21,12 +21,11 @@ import torch
 from helpers import picture
 from little_models import dense_config, dense_sam
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sam_bigltl import SamPredictor, load_sam
 from sam_bigltl.convert import save_sam
-from sam_bigltl.convert.checkpoints import check_tensors, find_weights
 from sam_bigltl.convert.classifiers import open_classifier
 from sam_bigltl.errors import InputError
 from sam_bigltl.training.config import LoopConfig
@@ -395,19 +394,3 @@ def test_the_keys_of_something_else_are_named(tmp_path):
     assert "no tensor of image_encoder under any of its keys (config, epoch)" in refusal(load_sam, path)
     assert "under any of its keys (config, epoch)" in refusal(open_classifier, *CLASSIFIER, path)
     assert "since it is a list" in refusal(load_sam, write([torch.zeros(2)], tmp_path / "c.pth"))
-
-
-def test_containers_that_hold_themselves():
-    ring: dict[str, Any] = {"a": torch.zeros(2)}
-    ring |= {str(number): ring for number in range(200)}
-    check_tensors(ring, Path("x"))
-    with pytest.raises(InputError):
-        find_weights({"b": ring, "c": {"d": torch.ones(1)}}, "e", Path("x"))
-
-
-def test_the_shipped_file_is_left_as_it_was(state, tmp_path):
-    """Reading changes nothing in what is written: names in a file of ours are the model's own."""
-    sam = dense_sam()
-    save_sam(sam, tmp_path / "a.safetensors")
-    assert load_file(tmp_path / "a.safetensors").keys() == sam.state_dict().keys()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -398,20 +398,3 @@ def test_a_changed_model_in_bfloat16() -> None:
     for a, b in zip(half.predict(box=BOX, return_logits=True), reference.predict(box=BOX, return_logits=True)):
         assert a.dtype == b.dtype == np.float32
         assert np.sqrt(np.mean((a - b) ** 2)) < 0.15 * np.sqrt(np.mean(b**2))
-
-
-def test_a_predictor_of_its_own_is_evaluated_by_its_own_predict() -> None:
-    class Own(SamPredictor):
-        def predict(self, *args, **kwargs):
-            return super().predict(*args, **kwargs)
-
-    class Torch(segment_anything.SamPredictor):
-        def predict_torch(self, *args, **kwargs):
-            return super().predict_torch(*args, **kwargs)
-
-    sam = tiny_sam()
-    for kind in (Own, Torch):
-        assert type(decoder_for(kind(sam), 4)) is PromptLoop
-    patched = SamPredictor(sam)
-    patched.predict = patched.predict.__get__
-    assert type(decoder_for(patched, 4)) is PromptLoop

@@ -14,6 +14,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sam_bigltl import SamPredictor
+from sam_bigltl.evaluation.decoding import PromptLoop, decoder_for
 
 BOX = np.array([5, 5, 40, 25])
 KINDS = (SamPredictor, segment_anything.SamPredictor)
@@ -256,3 +257,20 @@ def test_a_hook_that_predicts(sam: Sam) -> None:
     finally:
         handle.remove()
     assert len(found) == 1 and np.allclose(found[0], outer.predict(box=BOX)[1], atol=1e-5)
+
+
+def test_a_predictor_of_its_own_is_evaluated_by_its_own_predict() -> None:
+    class Own(SamPredictor):
+        def predict(self, *args, **kwargs):
+            return super().predict(*args, **kwargs)
+
+    class Torch(segment_anything.SamPredictor):
+        def predict_torch(self, *args, **kwargs):
+            return super().predict_torch(*args, **kwargs)
+
+    sam = tiny_sam()
+    for kind in (Own, Torch):
+        assert type(decoder_for(kind(sam), 4)) is PromptLoop
+    patched = SamPredictor(sam)
+    patched.predict = patched.predict.__get__
+    assert type(decoder_for(patched, 4)) is PromptLoop
