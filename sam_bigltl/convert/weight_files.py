@@ -37,12 +37,22 @@ def weight_files(path: str | Path) -> list[Path]:
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}: give the path of a .safetensors or a SAM .pth file, or a folder of transformers"
+            + _elsewhere(str(path))
         )
     if path.name.endswith(_INDEX):
         return _shards(path)
     if shard := _SHARD.search(path.name):
         raise InputError(f"{path} is one of {int(shard[1])} shards of a model: give the folder with all of them")
     return [path]
+
+
+def _elsewhere(path: str) -> str:
+    """What to do with the name of something that is not on this machine; nothing for a path of a file."""
+    if re.match(r"(https?|s3|gs):/", path):  # pathlib has taken the second slash
+        return ". Files are read from disk: download it first (sam-bigltl download for SAM's own)"
+    if re.fullmatch(r"[\w-]+/[\w.-]+", path) and not path.endswith(_ENDINGS):
+        return ". A repository of the Hugging Face Hub is read by SamPredictor.from_pretrained(name)"
+    return ""
 
 
 def weights_sha256(path: str | Path) -> str:

@@ -19,6 +19,7 @@ from clients.saved_models import (
 )
 from sam_bigltl import load_sam
 from sam_bigltl.convert.hub import from_pretrained
+from sam_bigltl.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 
@@ -138,3 +139,16 @@ def test_a_malicious_shard_is_not_run(model, tmp_path):
     as_bins(folder, 3)
     torch.save({"x": Malicious()}, folder / "pytorch_model-00002-of-00003.bin")
     assert "holds more than tensors" in refusal(folder) and not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    "name, advice",
+    [
+        ("https://example.org/sam.pth", "download it first"),
+        ("facebook/sam-vit-base", "from_pretrained"),
+        ("nowhere/model.safetensors", "folder of transformers$"),
+    ],
+)
+def test_what_is_not_on_this_machine(name, advice):
+    with pytest.raises(InputError, match=advice):
+        load_sam(name)

@@ -39,6 +39,8 @@ def choose(
     if native not in (True, False, "auto"):
         raise InputError(f"native is True, False or 'auto', not {native!r}")
     if dtype != "auto":
+        if dtype not in PRECISIONS:
+            raise InputError(f"unknown dtype {dtype!r}: choose from auto, {', '.join(PRECISIONS)}")
         check_precision(dtype, device)
         if native != "auto" or dtype == "float32":
             return Format(dtype, native is True)
