@@ -30,6 +30,8 @@ from .weight_files import join_shards, weight_files
 from .wrong_files import is_safetensors
 
 _PREFIX = "image_encoder."
+# Names in an encoder that only its little path has.
+LITTLE_PATH = re.compile(r"^(little_blocks|transitions)\.|^blocks\.\d+\.(attn\.kv_little|norm_little|up|gamma)\b")
 
 
 def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None = None) -> Sam:
@@ -75,9 +77,8 @@ def _load(encoder: BigLittleEncoder, state: dict[str, Tensor]) -> dict[str, Tens
     result = encoder.load_state_dict(state, strict=False)
     if result.unexpected_keys:
         raise InputError(f"an image encoder of another kind: {result.unexpected_keys[0]} has no place in SAM's ViT")
-    new = re.compile(r"^(little_blocks|transitions)\.|^blocks\.\d+\.(attn\.kv_little|norm_little|up|gamma)\b")
     own = encoder.state_dict()
-    return {name: own[name] for name in result.missing_keys if not new.match(name)}
+    return {name: own[name] for name in result.missing_keys if not LITTLE_PATH.match(name)}
 
 
 def load_sam(path: str | Path, model_type: str | None = None) -> Sam:

@@ -1,14 +1,13 @@
-"""State dicts of a module that holds our encoder, by the names that it had before."""
+"""A module that holds our encoder: its state dict by the names that it had before, and its keep_ratio."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
+from ..sam import LITTLE_PATH
 from .encoder import InPlaceEncoder
 
-_LITTLE = re.compile(r"^(little_blocks|transitions)\.|^blocks\.\d+\.(attn\.kv_little|norm_little|up|gamma)\b")
 _HELD = "encoder."
 
 
@@ -22,6 +21,15 @@ class Renamed:
     encoder: InPlaceEncoder
     to_theirs: Callable[[str], str]
 
+    @property
+    def keep_ratio(self) -> Any:
+        """See `BigLittleEncoder`."""
+        return self.encoder.keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: Any) -> None:
+        self.encoder.keep_ratio = value
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """torch's, by the library's names."""
         state = super().state_dict(*args, **kwargs)  # type: ignore[misc]
@@ -31,7 +39,7 @@ class Renamed:
             own = key[len(prefix + _HELD) :]
             if own in named:
                 state[prefix + named[own]] = state.pop(key)
-            elif _LITTLE.match(own):
+            elif LITTLE_PATH.match(own):
                 del state[key]
         return state
 
@@ -40,11 +48,11 @@ class Renamed:
             if prefix + other in state_dict:
                 state_dict[prefix + _HELD + own] = state_dict.pop(prefix + other)
         for own, value in self.encoder.exact.named_parameters():
-            if _LITTLE.match(own):
+            if LITTLE_PATH.match(own):
                 state_dict.setdefault(prefix + _HELD + own, value.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     def _names(self) -> dict[str, str]:
         exact = self.encoder.exact
-        names = [name for name, _ in exact.named_parameters() if not _LITTLE.match(name)]
+        names = [name for name, _ in exact.named_parameters() if not LITTLE_PATH.match(name)]
         return exact.origin.names or {name: type(self).to_theirs(name) for name in names}

@@ -33,15 +33,6 @@ class VisionTransformer(Renamed, library.VisionTransformerSAM):
     to_theirs = staticmethod(_their_name)
 
     @property
-    def keep_ratio(self) -> Any:
-        """See `BigLittleEncoder`."""
-        return self.encoder.keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, value: Any) -> None:
-        self.encoder.keep_ratio = value
-
-    @property
     def blocks(self) -> Any:  # type: ignore[override]
         """Our P-blocks."""
         return self.encoder.blocks

@@ -48,15 +48,6 @@ class VisionEncoder(Renamed, nn.Module):
         self.answers = answers
         self.training = encoder.training
 
-    @property
-    def keep_ratio(self) -> Any:
-        """See `BigLittleEncoder`."""
-        return self.encoder.keep_ratio
-
-    @keep_ratio.setter
-    def keep_ratio(self, value: Any) -> None:
-        self.encoder.keep_ratio = value
-
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """torch's, by transformers' names."""
         state = super().state_dict(*args, **kwargs)
