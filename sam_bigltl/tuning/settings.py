@@ -36,6 +36,5 @@ def settings_of(
 ) -> list[Setting]:
     """Every combination; `focused` are the ratios that are tried with boxes given, too, below 1.0."""
     found = [Setting(dtype, native, ratio) for dtype, native in formats for ratio in ratios]
-    return found + [
-        Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in focused if ratio != 1.0
-    ]
+    below = [ratio for ratio in focused if ratio != 1.0]
+    return found + [Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in below]
