@@ -23,7 +23,6 @@ from .table import (
     chosen_for,
     figure,
     marks,
-    original_name,
     share,
     short_format,
     whole_images,
@@ -44,12 +43,14 @@ STYLE = f"""
 }}
 * {{ box-sizing: border-box; }}
 html {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }}
-body {{ max-width: 70rem; margin: 0 auto; padding: clamp(.8rem, 3vw, 1.8rem); }}
+body {{ max-width: 78rem; margin: 0 auto; padding: clamp(.8rem, 3vw, 1.8rem); }}
 h1 {{ font-size: 1.5rem; margin: 0 0 .8rem; overflow-wrap: anywhere; }}
 h2 {{ font-size: 1.2rem; margin: 2.4rem 0 .6rem; }}
 p {{ max-width: 48rem; margin: .5rem 0; overflow-wrap: anywhere; }}
 .verdict {{ font-size: 1.15rem; border-left: 4px solid #0072b2; padding-left: .8rem; }}
-pre {{ background: var(--panel); padding: .7rem .9rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }}
+pre {{ background: var(--panel); padding: .7rem .9rem; border-radius: 6px; font-size: .85rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }}
+p code {{ white-space: nowrap; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); text-align: right;
@@ -77,7 +78,11 @@ figcaption {{ font-size: .85rem; line-height: 1.4; margin-top: .3rem; overflow-w
 .prompt {{ background: rgb{pictures.PROMPT}; }}
 summary {{ cursor: pointer; }}
 ul {{ padding-left: 1.2rem; overflow-wrap: anywhere; font-size: .9rem; }}
-@media (max-width: 36rem) {{ dl {{ grid-template-columns: 1fr; }} dd {{ margin-bottom: .3rem; }} }}
+@media (max-width: 36rem) {{
+  .wide th:first-child {{ white-space: normal; min-width: 7rem; }}
+  dl {{ grid-template-columns: 1fr; }}
+  dd {{ margin-bottom: .3rem; }}
+}}
 @media print {{ html {{ font-size: 11px; }} .masks {{ grid-template-columns: repeat(3, 1fr); }} }}
 """
 
@@ -120,7 +125,7 @@ def text(value: Any) -> str:
 
 
 def _code(lines: Sequence[str]) -> str:
-    return f'<pre tabindex="0"><code>{chr(10).join(map(text, lines))}</code></pre>'
+    return f"<pre><code>{chr(10).join(map(text, lines))}</code></pre>"
 
 
 def _table(heads: Sequence[str], rows: Iterable[tuple[str, str, Sequence[str]]], label: str) -> str:
@@ -148,7 +153,7 @@ def _settings(tuned: Tuned) -> str:
         words += " (chosen)" * (CHOSEN in mark) + f" {FRONT}" * (FRONT in mark)
         rows.append((kind, words, [text(column.cell(row)) for column in COLUMNS]))
     original = [figure(tuned.reference_seconds * 1e3, 1), "1.00x", *["-"] * (len(COLUMNS) - 2)]
-    rows.append(("", text(original_name(tuned)), original))
+    rows.append(("", "original", original))
     heads = ["format, keep_ratio", *(escape(column.heading) for column in COLUMNS)]
     return (
         f"<p>Chosen: {chosen_for(tuned)}. {FRONT} and the blue edge: on the Pareto front, no setting is both faster "
@@ -217,13 +222,12 @@ def _gallery(worst: Sequence[Disagreement]) -> list[str]:
 
 def _disagreement(found: Disagreement) -> str:
     content, (width, height) = pictures.jpeg(found)
-    name, place = text(found.photograph), ", ".join(f"{value:.0f}" for value in found.prompt)
-    score = f"IoU {share(found.iou)}"
-    pixels = f"the original&rsquo;s {int(found.original.sum())} px, the tuned model&rsquo;s {int(found.tuned.sum())} px"
+    name, score = text(found.photograph), f"IoU {share(found.iou)}"
+    part = found.tuned.sum() / max(1, found.original.sum())
     return (
-        f'<figure><img src="{data("jpeg", content)}" width="{width}" height="{height}" loading="lazy" '
-        f'alt="Both masks over {name}, {found.kind} {place}: {score}; {pixels}">'
-        f"<figcaption><strong>{score}</strong>, {found.kind} {place}<br>{name}<br>{pixels}</figcaption></figure>"
+        f'<figure><img src="{data("jpeg", content)}" width="{width}" height="{height}" '
+        f'alt="Both masks of a {text(found.kind)} over {name}: {score}, the tuned one {part:.2f} times as large">'
+        f"<figcaption><strong>{score}</strong>, {text(found.kind)}<br>{name}</figcaption></figure>"
     )
 
 

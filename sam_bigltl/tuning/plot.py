@@ -29,7 +29,7 @@ _LIGHT = {"paper": "#ffffff", "ink": "#1a1a1a", "faint": "#767676"}
 _DARK = {"paper": "#16181d", "ink": "#e8e8e8", "faint": "#9a9a9a"}
 _TURNS = 16  # directions in which a label is tried, at each of these distances in points
 _DISTANCES = (11, 16, 23, 31, 40)
-_LEADER = 18  # points from which on a line leads to the label
+_LEADER = 23  # points from which on a line leads to the label
 
 
 def check_matplotlib() -> None:
@@ -140,7 +140,7 @@ def _label(
     point = figure.dpi / 72
     places = axes.transData.transform([(1e3 * row.seconds, row.agreement) for row in rows])
     half = 4.2 * point
-    taken: list[tuple[float, ...]] = [(x - half, y - half, x + half, y + half) for x, y in places]
+    taken: list[_Box] = [(x - half, y - half, x + half, y + half) for x, y in places]
     x, y = axes.transData.transform((1e3 * tuned.reference_seconds, 1.0))
     taken.append((x - 2 * half, y - 2 * half, x + 2 * half, y + 2 * half))
     x, y = axes.transData.transform((1e3 * tuned.row.seconds, tuned.row.agreement))
@@ -148,11 +148,9 @@ def _label(
     frame, line = axes.bbox, axes.transData.transform((1, tuned.target))[1]
     taken.append((frame.x0, line - 1, frame.x1, line + 1))
     taken.append((frame.x0, line, frame.x0 + 75 * point, line + 13 * point))  # the word "target"
-    for (x0, y0), (x1, y1) in pairwise(places[: len(front)]):
-        steps = np.linspace(0, 1, 2 + int(math.hypot(x1 - x0, y1 - y0) / 4))
-        taken += [(x0 + t * (x1 - x0) - 1, y0 + t * (y1 - y0) - 1, x0 + t * (x1 - x0) + 1, y0 + t * (y1 - y0) + 1)
-                  for t in steps]  # fmt: skip
-    for row, (x, y) in zip(rows, places):
+    for start, end in pairwise(places[: len(front)]):
+        taken += _along(*start, *end)
+    for row, (x, y) in sorted(zip(rows, places), key=lambda each: each[0] is not tuned.row):  # the chosen one first
         on_front = row in front
         text = axes.annotate(
             plain(row.setting.ratio), (x, y), xycoords="figure pixels", fontsize=9.5 if on_front else 8,
@@ -164,23 +162,31 @@ def _label(
         text.remove()
         if found is None:
             continue
-        (dx, dy), box = found
-        far = math.hypot(dx, dy) > _LEADER * point
+        dx, dy, boxes = found
         axes.annotate(
             text.get_text(), (1e3 * row.seconds, row.agreement), (dx / point, dy / point), textcoords="offset points",
             fontsize=text.get_fontsize(), color=text.get_color(), fontweight=text.get_fontweight(), ha="center",
             va="center", zorder=6,
             arrowprops={"arrowstyle": "-", "color": colours["faint"], "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-            if far else None,
+            if len(boxes) > 1 else None,
         )  # fmt: skip
-        taken.append(box)
+        taken += boxes
+
+
+_Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def _along(x0: float, y0: float, x1: float, y1: float) -> list[_Box]:
+    """A line as small boxes."""
+    steps = np.linspace(0, 1, 2 + int(math.hypot(x1 - x0, y1 - y0) / 4))
+    places = ((x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in steps)
+    return [(x - 1, y - 1, x + 1, y + 1) for x, y in places]
 
 
 def _free(
-    x: float, y: float, width: float, height: float, point: float, taken: Sequence[tuple[float, ...]], frame: Any
-) -> tuple[tuple[float, float], tuple[float, ...]] | None:
-    """The offset of a label from (x, y), and its box, nearest first; all in pixels."""
-    boxes = np.array(taken)
+    x: float, y: float, width: float, height: float, point: float, taken: Sequence[_Box], frame: Any
+) -> tuple[float, float, list[_Box]] | None:
+    """The offset of a label from (x, y) in pixels at the nearest free place, its box and those of its line, if any."""
     for distance in _DISTANCES:
         for turn in range(_TURNS):
             angle = 2 * math.pi * ((turn + 1) // 2 * (-1) ** turn) / _TURNS + math.pi / 2  # above first, then both ways
@@ -188,9 +194,15 @@ def _free(
             dy = (distance * point + height / 2 - 4 * point) * math.sin(angle)
             box = (x + dx - width / 2 - 1, y + dy - height / 2 - 1, x + dx + width / 2 + 1, y + dy + height / 2 + 1)
             inside = frame.x0 <= box[0] and box[2] <= frame.x1 and frame.y0 <= box[1] and box[3] <= frame.y1
-            apart = (
-                (boxes[:, 0] >= box[2]) | (boxes[:, 2] <= box[0]) | (boxes[:, 1] >= box[3]) | (boxes[:, 3] <= box[1])
-            )
-            if inside and apart.all():
-                return (dx, dy), box
+            boxes = [box]
+            if distance >= _LEADER:
+                begin = 7 * point  # beside the marker
+                boxes += _along(x + begin * math.cos(angle), y + begin * math.sin(angle), x + 0.8 * dx, y + 0.8 * dy)
+            if inside and not _meet(boxes, taken):
+                return dx, dy, boxes
     return None
+
+
+def _meet(boxes: Sequence[_Box], others: Sequence[_Box]) -> bool:
+    one, other = np.array(boxes)[:, None], np.array(others)[None]
+    return bool(((one[..., :2] < other[..., 2:]) & (other[..., :2] < one[..., 2:])).all(axis=-1).any())
