@@ -73,7 +73,7 @@ def _measure_focused(predictor: SamPredictor, seen: Objects) -> Measured:
     chosen = focused_objects(seen)
     for index in chosen:
         box = seen.boxes[index : index + 1]
-        predictor.set_image(seen.pixels, boxes=box)
+        predictor.set_image(seen.pixels, boxes=box.tolist())
         masks, scores = answers(predictor, box, seen.points[:0])
         ious += mask_ious(masks["box"][:, 0], seen.masks["box"][index : index + 1])
         drifts.append(float((scores["box"][0, 0] - seen.scores["box"][index, 0]).abs()))

@@ -27,7 +27,7 @@ from .costs import first_look, fitting_memory
 from .engines import Engines, times
 from .journal import Journal
 from .original import Objects, find_prompts, original_of, see, shrunk
-from .photographs import Entry, Photographs
+from .photographs import Photograph, Photographs
 from .plan import FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -129,7 +129,7 @@ class Run:
         )  # fmt: skip
         if self.kept:
             tuned.path = self.folder / MODEL
-            save_sam(self.model, tuned.path, setting=setting.as_json())
+            save_sam(self.model, tuned.path, setting=setting)
         apply(self.model.image_encoder, setting)
         return tuned
 
@@ -177,10 +177,10 @@ class Run:
             name, reason = next(iter(self.photographs.skipped.items()))
             lines.append(f"  {skipped} photographs cannot be used, such as {name}: {reason}")
         if self.photographs.near_copies:
-            lines.append(f"  {self.photographs.near_copies} near copies stay on one side")
+            lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
 
-    def _readable(self) -> Iterator[tuple[Entry, np.ndarray]]:
+    def _readable(self) -> Iterator[tuple[Photograph, np.ndarray]]:
         for entry in self.photographs.measure:
             yield entry, shrunk(entry.pixels(), self.model.image_encoder.img_size)
 
@@ -235,7 +235,7 @@ class Run:
             raise InputError("this model finds no object in any of the photographs to measure on: give others")
         return found
 
-    def _see(self, entry: Entry) -> Objects | None:
+    def _see(self, entry: Photograph) -> Objects | None:
         """The original's answers for a photograph; None where it finds nothing in it."""
         pixels = shrunk(entry.pixels(), self.model.image_encoder.img_size)
         prompts = self.journal.prompts(entry.key)

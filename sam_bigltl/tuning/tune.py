@@ -80,7 +80,7 @@ def tune(
     model.to(model.device if device is None else device)
     if has_little and minutes:
         raise InputError("this model has a little path already, which tune leaves as it is: leave minutes out")
-    photographs = open_photographs(images, fit, measure, seed)
+    photographs = open_photographs(images, 0 if has_little else fit, measure, seed, progress=True)
     kept: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with kept as place:
         run = Run(wanted, model, has_little, photographs, Path(place), output is not None, say)
