@@ -3,8 +3,8 @@
 Names are imported when they are asked for: `sam_bigltl.onnx_predictor` runs without torch, and only
 `BigLittleClassifier` needs timm.
 
-The rooms, each using those below it: `cli`, `demo`, `training`, `evaluation`, `bench`, `predict`, `convert`,
-`modeling`, `fast` and `data`.
+The rooms, each using those below it: `cli`, `demo`, `tuning`, `training`, `evaluation`, `bench`, `predict`,
+`convert`, `modeling`, `fast` and `data`.
 """
 
 from __future__ import annotations

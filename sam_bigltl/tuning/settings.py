@@ -57,7 +57,9 @@ class Setting:
         try:
             setting = cls(**content)
             ratio = setting.keep_ratio
-            setting = cls(setting.dtype, setting.native, tuple(ratio) if isinstance(ratio, list) else ratio, setting.focus)
+            setting = cls(
+                setting.dtype, setting.native, tuple(ratio) if isinstance(ratio, list) else ratio, setting.focus
+            )
             if setting.format not in {cls(dtype, native).format for dtype, native in FORMATS}:
                 raise TypeError
             return setting
@@ -90,7 +92,9 @@ def settings_of(
 ) -> list[Setting]:
     """Every combination; `focused` are the ratios that are tried with boxes given, too, below 1.0."""
     found = [Setting(dtype, native, ratio) for dtype, native in formats for ratio in ratios]
-    return found + [Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in focused if ratio != 1.0]
+    return found + [
+        Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in focused if ratio != 1.0
+    ]
 
 
 def apply(encoder: Trunk, setting: Setting) -> None:
