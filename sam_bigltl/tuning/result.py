@@ -32,6 +32,7 @@ class Row:
         embedding_error: squared error of the image embedding over the original's variance, mean over photographs.
         score_drift: mean absolute difference of the predicted IoU.
         prompts: how many.
+        unfocused: with `setting.focus`, the mean IoU that the same prompts have without boxes given.
     """
 
     setting: Setting
@@ -46,6 +47,7 @@ class Row:
     embedding_error: float
     score_drift: float
     prompts: int
+    unfocused: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Tuned:
         rows: every setting that was measured, the fastest first; those with boxes given are among them but are never
             chosen.
         reference_seconds: median of the original's encoder passes.
-        photographs: names of those that it was fitted to ("fit"), measured on ("measure"), and could not use ("skipped",
-            name and reason).
+        photographs: names of those that it was fitted to ("fit") and measured on ("measure"), and of those that cannot
+            be used, with the reason ("skipped").
         about: the model and the machine in words: "checkpoint", "model", "original" (whose encoder was timed),
             "machine", "threads", "torch", and what else was set.
         stages: what training, if any, did to the agreement: one row a ratio, before and after.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -56,10 +56,8 @@ class Setting:
         """What `as_json` gave. Raises InputError for anything else."""
         try:
             setting = cls(**content)
-            ratio = setting.keep_ratio
-            setting = cls(
-                setting.dtype, setting.native, tuple(ratio) if isinstance(ratio, list) else ratio, setting.focus
-            )
+            if isinstance(setting.keep_ratio, list):
+                setting = replace(setting, keep_ratio=tuple(setting.keep_ratio))
             if setting.format not in {cls(dtype, native).format for dtype, native in FORMATS}:
                 raise TypeError
             return setting
@@ -92,9 +90,8 @@ def settings_of(
 ) -> list[Setting]:
     """Every combination; `focused` are the ratios that are tried with boxes given, too, below 1.0."""
     found = [Setting(dtype, native, ratio) for dtype, native in formats for ratio in ratios]
-    return found + [
-        Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in focused if ratio != 1.0
-    ]
+    below = [ratio for ratio in focused if ratio != 1.0]
+    return found + [Setting(dtype, native, ratio, True) for dtype, native in formats for ratio in below]
 
 
 def apply(encoder: Trunk, setting: Setting) -> None:
