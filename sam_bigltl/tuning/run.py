@@ -91,6 +91,8 @@ class Run:
             if missing := [dtype for dtype in wanted.dtypes if dtype not in here]:
                 raise InputError(f"{missing[0]} does not run on this machine: compare {', '.join(sorted(here))}")
             self.formats = [each for each in self.formats if each[0] in wanted.dtypes]
+        for ratio in (*wanted.ratios, 1.0):
+            model.image_encoder.keep_ratio = ratio  # raises what is wrong with it
         self.original, self.engines = original_of(model), Engines(model)
         self.started = time.monotonic()
 
