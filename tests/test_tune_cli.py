@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_cli
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from test_tuning import photographs
 
 from sam_bigltl import save_sam
+from sam_bigltl.modeling.registry import build_sam
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny: None) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a tiny model, a folder of photographs, and one of three."""
-    from sam_bigltl import sam_model_registry
-
     folder = tmp_path_factory.mktemp("tune")
     torch.manual_seed(0)
-    save_sam(sam_model_registry["vit_tiny"](), folder / "vit.safetensors")
-    save_sam(sam_model_registry["bigltl_tiny"](), folder / "little.safetensors")
+    for name in ("vit", "bigltl"):
+        save_sam(build_sam(tiny_cli.TINY[f"{name}_tiny"]), folder / f"{name}.safetensors")
     for name, count in (("photos", 9), ("few", 3)):
         (folder / name).mkdir()
         for number, pixels in enumerate(photographs(count, (72, 96))):
@@ -50,7 +50,7 @@ def test_the_whole_command(folder: Path):
     plan = next(line for line in done.stdout.splitlines() if line.startswith("plan: "))
     assert "fit the little path to 4 photographs, measure 3 settings on 4 others" in plan
     assert "with a ViT-H this plan would take about" in done.stdout and "memory: about" in done.stdout
-    assert "1 photographs cannot be used, such as broken.jpg" in done.stdout
+    assert "1 photograph cannot be used, such as broken.jpg" in done.stdout
     out = folder / "out dir"
     content = json.loads((out / "tune.json").read_text())
     assert len(content["rows"]) == 3
@@ -75,7 +75,7 @@ def test_the_whole_command(folder: Path):
         (["photos/0.png", "--images", "photos"], "photos/0.png"),
         (["vit.safetensors", "--images", "photos", "--budget", "0.0001"], "--budget"),
         (["vit.safetensors", "--images", "photos", "--keep-ratio", "2"], "--keep-ratio"),
-        (["little.safetensors", "--images", "photos", "--minutes", "1"], "has a little path already"),
+        (["bigltl.safetensors", "--images", "photos", "--minutes", "1"], "has a little path already"),
         (["vit.safetensors", "--images", "photos", "--output", "photos/0.png"], "photos/0.png"),
     ],
 )  # fmt: skip
@@ -86,8 +86,8 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], words: str):
 
 
 def test_a_little_path_that_is_there_is_kept(folder: Path):
-    done = tune(folder, "little.safetensors", "--images", "photos", "--output", "kept", *QUICK)
+    done = tune(folder, "bigltl.safetensors", "--images", "photos", "--output", "kept", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "its little path is kept" in done.stdout
-    before, after = (load_file(folder / name) for name in ("little.safetensors", "kept/model.safetensors"))
+    before, after = (load_file(folder / name) for name in ("bigltl.safetensors", "kept/model.safetensors"))
     assert all(np.array_equal(before[name], after[name]) for name in before)

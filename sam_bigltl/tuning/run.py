@@ -177,7 +177,7 @@ class Run:
             lines.append(f"  memory: about {memory / 2**30:.1f} GB at its peak")
         if skipped:
             name, reason = next(iter(self.photographs.skipped.items()))
-            lines.append(f"  {skipped} photographs cannot be used, such as {name}: {reason}")
+            lines.append(f"  {skipped} photograph{'s' * (skipped > 1)} cannot be used, such as {name}: {reason}")
         if self.photographs.near_copies:
             lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
