@@ -63,9 +63,9 @@ def measure(predictor: SamPredictor, seen: Objects, setting: Setting) -> Measure
 
 
 def focused_objects(seen: Objects) -> list[int]:
-    """Which objects are encoded for themselves: FOCUSED of them at equal steps of their order by size."""
+    """Which objects are encoded for themselves: FOCUSED of them, from the middle of each part of their order by size."""
     count = len(seen.boxes)
-    return sorted({round(place) for place in np.linspace(0, count - 1, FOCUSED + 2)[1:-1]}) if count else []
+    return sorted({int((number + 0.5) * count / FOCUSED) for number in range(FOCUSED)}) if count else []
 
 
 def _measure_focused(predictor: SamPredictor, seen: Objects) -> Measured:
@@ -73,7 +73,7 @@ def _measure_focused(predictor: SamPredictor, seen: Objects) -> Measured:
     chosen = focused_objects(seen)
     for index in chosen:
         box = seen.boxes[index : index + 1]
-        predictor.set_image(seen.pixels, boxes=box)
+        predictor.set_image(seen.pixels, boxes=box.tolist())
         masks, scores = answers(predictor, box, seen.points[:0])
         ious += mask_ious(masks["box"][:, 0], seen.masks["box"][index : index + 1])
         drifts.append(float((scores["box"][0, 0] - seen.scores["box"][index, 0]).abs()))

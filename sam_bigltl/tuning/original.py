@@ -45,7 +45,7 @@ def original_of(sam: Sam) -> Sam:
     with torch.device("meta"):
         plain = segment_anything_encoder(encoder.config)
     if encoder.config.stem:
-        plain.patch_embed = encoder.patch_embed  # type: ignore[assignment]  # takes and gives what PatchEmbed does
+        plain.patch_embed = encoder.patch_embed  # takes and gives what PatchEmbed does
     state = {name: value for name, value in encoder.state_dict().items() if not LITTLE_PATH.match(name)}
     plain.load_state_dict(state, assign=True)
     original = Sam(plain, sam.prompt_encoder, sam.mask_decoder)

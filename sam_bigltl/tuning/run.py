@@ -27,7 +27,7 @@ from .costs import first_look, fitting_memory
 from .engines import Engines, times
 from .journal import Journal
 from .original import Objects, find_prompts, original_of, see, shrunk
-from .photographs import Entry, Photographs
+from .photographs import Photograph, Photographs
 from .plan import FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -91,6 +91,8 @@ class Run:
             if missing := [dtype for dtype in wanted.dtypes if dtype not in here]:
                 raise InputError(f"{missing[0]} does not run on this machine: compare {', '.join(sorted(here))}")
             self.formats = [each for each in self.formats if each[0] in wanted.dtypes]
+        for ratio in (*wanted.ratios, 1.0):
+            model.image_encoder.keep_ratio = ratio  # raises what is wrong with it
         self.original, self.engines = original_of(model), Engines(model)
         self.started = time.monotonic()
 
@@ -175,12 +177,12 @@ class Run:
             lines.append(f"  memory: about {memory / 2**30:.1f} GB at its peak")
         if skipped:
             name, reason = next(iter(self.photographs.skipped.items()))
-            lines.append(f"  {skipped} photographs cannot be used, such as {name}: {reason}")
+            lines.append(f"  {skipped} photograph{'s' * (skipped > 1)} cannot be used, such as {name}: {reason}")
         if self.photographs.near_copies:
-            lines.append(f"  {self.photographs.near_copies} near copies stay on one side")
+            lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
 
-    def _readable(self) -> Iterator[tuple[Entry, np.ndarray]]:
+    def _readable(self) -> Iterator[tuple[Photograph, np.ndarray]]:
         for entry in self.photographs.measure:
             yield entry, shrunk(entry.pixels(), self.model.image_encoder.img_size)
 
@@ -235,7 +237,7 @@ class Run:
             raise InputError("this model finds no object in any of the photographs to measure on: give others")
         return found
 
-    def _see(self, entry: Entry) -> Objects | None:
+    def _see(self, entry: Photograph) -> Objects | None:
         """The original's answers for a photograph; None where it finds nothing in it."""
         pixels = shrunk(entry.pixels(), self.model.image_encoder.img_size)
         prompts = self.journal.prompts(entry.key)

@@ -76,11 +76,11 @@ def tune(
     wanted.check()
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     source = "a model in memory" if isinstance(sam, Sam) else str(sam)
-    model, has_little = big_little(sam if isinstance(sam, Sam) else load_sam(sam), seed)
+    model, has_little = big_little(sam if isinstance(sam, Sam) else load_sam(Path(sam)), seed)
     model.to(model.device if device is None else device)
     if has_little and minutes:
         raise InputError("this model has a little path already, which tune leaves as it is: leave minutes out")
-    photographs = open_photographs(images, fit, measure, seed)
+    photographs = open_photographs(images, 0 if has_little else fit, measure, seed, progress=True)
     kept: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with kept as place:
         run = Run(wanted, model, has_little, photographs, Path(place), output is not None, say)
