@@ -239,6 +239,8 @@ def _photographs(photographs: dict[str, Any]) -> list[str]:
             lines.append(f"<details><summary>{len(names)} {words}</summary>{_names(names)}</details>")
         else:
             lines.append(f"<p>None {words}.</p>")
+    if copies := photographs.get("near_copies"):
+        lines.append(f"<p>{text(copies)} near copies of others are left out.</p>")
     if skipped := photographs.get("skipped"):
         names = [f"{name}: {reason}" for name, reason in skipped.items()]
         lines.append(f"<details open><summary>{len(names)} could not be used</summary>{_names(names)}</details>")
