@@ -81,7 +81,7 @@ def _load(encoder: BigLittleEncoder, state: dict[str, Tensor]) -> dict[str, Tens
     return {name: own[name] for name in result.missing_keys if not LITTLE_PATH.match(name)}
 
 
-def load_sam(path: str | Path, model_type: str | None = None, tuned: bool = False) -> Sam:
+def load_sam(path: str | PathLike[str], model_type: str | None = None, tuned: bool = False) -> Sam:
     """Read a model from a file, its type inferred from the tensors.
 
     Args:
