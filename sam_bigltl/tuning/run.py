@@ -28,7 +28,7 @@ from .distil import distil
 from .engines import Engines, times
 from .journal import TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
-from .photographs import Photograph, Photographs
+from .photographs import Entry, Photographs
 from .plan import FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -183,7 +183,7 @@ class Run:
             lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
 
-    def _readable(self) -> Iterator[tuple[Photograph, np.ndarray]]:
+    def _readable(self) -> Iterator[tuple[Entry, np.ndarray]]:
         for entry in self.photographs.measure:
             yield entry, shrunk(entry.pixels(), self.model.image_encoder.img_size)
 
@@ -257,7 +257,7 @@ class Run:
             raise InputError("this model finds no object in any of the photographs to measure on: give others")
         return found
 
-    def _see(self, entry: Photograph) -> Objects | None:
+    def _see(self, entry: Entry) -> Objects | None:
         """The original's answers for a photograph; None where it finds nothing in it."""
         pixels = shrunk(entry.pixels(), self.model.image_encoder.img_size)
         prompts = self.journal.prompts(entry.key)
