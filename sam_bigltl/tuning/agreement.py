@@ -63,7 +63,7 @@ def measure(predictor: SamPredictor, seen: Objects, setting: Setting) -> Measure
 
 
 def focused_objects(seen: Objects) -> list[int]:
-    """Which objects are encoded for themselves: FOCUSED of them, from the middle of each part of their order by size."""
+    """Which objects are encoded for themselves: FOCUSED, from the middle of each part of their order."""
     count = len(seen.boxes)
     return sorted({int((number + 0.5) * count / FOCUSED) for number in range(FOCUSED)}) if count else []
 

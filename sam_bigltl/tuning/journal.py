@@ -15,7 +15,7 @@ from ..errors import InputError
 from .agreement import Measured
 from .settings import Setting
 
-NAME = "journal.jsonl"
+NAME, TRAINING = "journal.jsonl", "training"
 
 
 class Journal:
@@ -41,7 +41,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if restart:
                 self.path.unlink(missing_ok=True)
-                shutil.rmtree(self.path.parent / "training", ignore_errors=True)
+                shutil.rmtree(self.path.parent / TRAINING, ignore_errors=True)
         except OSError as error:
             raise cannot_write(self.path.parent, error) from None
         about = json.loads(json.dumps(about))

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
@@ -97,11 +98,9 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def find_prompts(sam: Sam, pixels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) and points (n, 2) of at most `most` objects that everything mode finds, from small to large.
-
-    Where it finds many, they are taken at equal steps of their order by area. n can be 0.
-    """
+def find_objects(sam: Sam, pixels: np.ndarray) -> list[dict[str, Any]]:
+    """What everything mode finds, as its records, from small to large; can be empty."""
+    found: list[dict[str, Any]] = []
     for iou, stability in _THRESHOLDS:
         generator = SamAutomaticMaskGenerator(
             sam, POINTS_PER_SIDE, pred_iou_thresh=iou, stability_score_thresh=stability
@@ -109,11 +108,27 @@ def find_prompts(sam: Sam, pixels: np.ndarray, most: int) -> tuple[np.ndarray, n
         found = [record for record in generator.generate(pixels) if record["area"] >= _LEAST_AREA]
         if len(found) >= _ENOUGH:
             break
-    found.sort(key=lambda record: (record["area"], record["bbox"]))
+    return sorted(found, key=lambda record: (record["area"], record["bbox"]))
+
+
+def find_prompts(sam: Sam, pixels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) and points (n, 2) of at most `most` objects that everything mode finds, from small to large.
+
+    Where it finds many, they are taken at equal steps of their order by area. n can be 0.
+    """
+    found = find_objects(sam, pixels)
     chosen = [found[round(i)] for i in np.linspace(0, len(found) - 1, min(most, len(found)))] if found else []
     boxes = [_corners(record["bbox"]) for record in chosen]
     points = [_innermost(record["segmentation"]) for record in chosen]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(points, dtype=np.float64).reshape(-1, 2)
+
+
+def find_masks(sam: Sam, pixels: np.ndarray) -> list[dict[str, Any]]:
+    """COCO RLEs of what everything mode finds."""
+    return [
+        coco_mask.encode(np.asfortranarray(record["segmentation"], dtype=np.uint8))
+        for record in find_objects(sam, pixels)
+    ]
 
 
 def _corners(bbox: list[float]) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ _LONGEST_PATH = 4096  # characters, as Linux has it
 
 
 @dataclass(frozen=True)
-class Photograph:
+class Entry:
     """A photograph and its name, which no other one has."""
 
     key: str
@@ -48,8 +48,8 @@ class Photographs:
             counted among the photographs that were looked at until there were enough.
     """
 
-    fit: list[Photograph]
-    measure: list[Photograph]
+    fit: list[Entry]
+    measure: list[Entry]
     skipped: dict[str, str]
     near_copies: int
 
@@ -57,7 +57,7 @@ class Photographs:
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | np.ndarray]
 
 
-def list_photographs(images: Images) -> list[Photograph]:
+def list_photographs(images: Images) -> list[Entry]:
     """The photographs that `images` names, none of them read yet.
 
     Args:
@@ -155,14 +155,14 @@ def _check_enough(images: Images, total: int, usable: int, skipped: dict[str, st
     raise InputError(f"{where}{count}: {need}" + f"; {lost}" * bool(lost))
 
 
-def _in_folder(folder: Path) -> list[Photograph]:
-    found = [Photograph(name, path) for name, path in photos_in(folder)]
+def _in_folder(folder: Path) -> list[Entry]:
+    found = [Entry(name, path) for name, path in photos_in(folder)]
     if not found:
         raise InputError(f"there is no photograph in {folder}: give a folder of {', '.join(sorted(SUFFIXES))} files")
     return found
 
 
-def _in_list(path: Path) -> list[Photograph]:
+def _in_list(path: Path) -> list[Entry]:
     if path.suffix.lower() in SUFFIXES and path.is_file():
         raise InputError(f"{path} is one photograph: give a folder of them, or a text file with a path a line")
     kinds = "give a folder of photographs, or a text file with a path a line"
@@ -180,14 +180,14 @@ def _in_list(path: Path) -> list[Photograph]:
         raise InputError(f"{path} is no list of photographs: {kinds}")
     if not names:
         raise InputError(f"{path} names no photograph: write a path a line")
-    return [Photograph(name, path.parent / located(name, path.parent)) for name in names]
+    return [Entry(name, path.parent / located(name, path.parent)) for name in names]
 
 
-def _given(image: object, name: str) -> Photograph:
+def _given(image: object, name: str) -> Entry:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise InputError(f"{name} is {image.dtype} {image.shape}: give uint8 RGB arrays (H, W, 3), or paths")
-        return Photograph(name, image)
+        return Entry(name, image)
     if isinstance(image, (str, os.PathLike)):
-        return Photograph(str(image), Path(image))
+        return Entry(str(image), Path(image))
     raise InputError(f"{name} is a {type(image).__name__}: give paths, or uint8 RGB arrays (H, W, 3)")

@@ -91,11 +91,12 @@ class Plan:
         passes = sum(map(costs.seconds, plain))
         photograph = costs.objects + costs.original + passes + len(plain) * costs.decode
         photograph += FOCUSED * sum(costs.seconds(setting) + costs.decode / 2 for setting in boxes)
+        finding = self.fit * costs.objects if self.trains else 0.0
         if self.trains:
             photograph += sum(costs.seconds(setting) + costs.decode for setting in self.before_training)
         timing = (self.rounds + 1) * (costs.original + passes)
         last = min(WORST, self.measure) * (2 * costs.original + 2 * costs.decode)
-        return self.fit * FIT_PASSES * costs.original + self.measure * photograph + timing + last
+        return self.fit * FIT_PASSES * costs.original + finding + self.measure * photograph + timing + last
 
 
 def make_plan(costs: Costs, wanted: Plan, budget: float | None) -> Plan:

@@ -24,10 +24,11 @@ from ..modeling.registry import ENCODERS
 from . import choice
 from .agreement import Measured, disagreements, measure
 from .costs import first_look, fitting_memory
+from .distil import distil
 from .engines import Engines, times
-from .journal import Journal
-from .original import Objects, find_prompts, original_of, see, shrunk
-from .photographs import Photograph, Photographs
+from .journal import TRAINING, Journal
+from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
+from .photographs import Entry, Photographs
 from .plan import FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -182,7 +183,7 @@ class Run:
             lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
 
-    def _readable(self) -> Iterator[tuple[Photograph, np.ndarray]]:
+    def _readable(self) -> Iterator[tuple[Entry, np.ndarray]]:
         for entry in self.photographs.measure:
             yield entry, shrunk(entry.pixels(), self.model.image_encoder.img_size)
 
@@ -201,6 +202,25 @@ class Run:
 
     def train(self, plan: Plan) -> None:
         """The little path further, for some minutes."""
+        if "trained" in self.journal.facts:
+            self.about["training"] = self.journal.facts["trained"]
+            return
+        side = self.model.image_encoder.img_size
+        photographs = (
+            (pixels, find_masks(self.original, pixels))
+            for pixels in (shrunk(entry.pixels(), side) for entry in self.photographs.fit[: plan.fit])
+        )
+        self.say(f"training the little path for at most {self.wanted.minutes:g} min")
+        ratios = [ratio for ratio in self.wanted.ratios if isinstance(ratio, float)]
+        done = distil(
+            self.model, self.original, photographs, self.wanted.minutes, ratios, self.folder / TRAINING,
+            self.wanted.seed,
+        )  # fmt: skip
+        early = ", ended early: the held-out photographs gain nothing more" if done.stopped_early else ""
+        steps = " + ".join(map(str, done.steps))
+        self.about["training"] = f"{steps} steps in {duration(done.seconds)}{early}"
+        self.say(f"  {self.about['training']}")
+        self._save("trained", self.about["training"])
 
     def _save(self, fact: str, value: Any) -> None:
         save_sam(self.model, self.folder / MODEL)
@@ -237,7 +257,7 @@ class Run:
             raise InputError("this model finds no object in any of the photographs to measure on: give others")
         return found
 
-    def _see(self, entry: Photograph) -> Objects | None:
+    def _see(self, entry: Entry) -> Objects | None:
         """The original's answers for a photograph; None where it finds nothing in it."""
         pixels = shrunk(entry.pixels(), self.model.image_encoder.img_size)
         prompts = self.journal.prompts(entry.key)
