@@ -68,8 +68,7 @@ dd {{ margin: 0; color: var(--faint); }}
 .chart img {{ display: block; width: 100%; min-width: 34rem; max-width: {round(SIZE[0] * DPI)}px; height: auto; }}
 .masks {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1.2rem; }}
 figure {{ margin: 0; break-inside: avoid; }}
-figure img {{ display: block; width: 100%; height: auto; max-height: 26rem; object-fit: contain; object-position: left;
-  background: var(--panel); }}
+figure img {{ display: block; width: auto; height: auto; max-width: 100%; max-height: 26rem; }}
 figcaption {{ font-size: .85rem; line-height: 1.4; margin-top: .3rem; overflow-wrap: anywhere; }}
 .key {{ display: inline-block; width: 1.3em; height: .8em; border: 1px solid var(--faint); print-color-adjust: exact;
   -webkit-print-color-adjust: exact; }}
@@ -214,7 +213,8 @@ def _gallery(worst: Sequence[Disagreement]) -> list[str]:
     keys = (
         '<p><span class="key original"></span> only in the original&rsquo;s mask &nbsp; '
         '<span class="key tuned"></span> only in the tuned model&rsquo;s &nbsp; <span class="key prompt"></span> the '
-        "prompt. Outlines have the same colours; what both masks have is left as it is.</p>"
+        "prompt. Outlines have the same colours, the original&rsquo;s are wider; what both masks have is left as "
+        "it is.</p>"
     )
     shown = "\n".join(map(_disagreement, worst))
     return ["<h2>Where the masks differ most</h2>", keys, f'<div class="masks">\n{shown}\n</div>']

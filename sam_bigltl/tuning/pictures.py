@@ -48,10 +48,9 @@ def draw(found: Disagreement) -> np.ndarray:
     for own, other, colour in ((first, second, ORIGINAL), (second, first, TUNED)):
         alone = own & ~other
         picture[alone] = np.round((1 - OPACITY) * picture[alone] + OPACITY * np.array(colour))
-    for mask, colour in zip(masks, (ORIGINAL, TUNED)):
+    for mask, colour, width in zip(masks, (ORIGINAL, TUNED), (5, 2)):  # of lines in one place both are seen
         outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outline, -1, CASING, 4, cv2.LINE_AA)
-        cv2.drawContours(picture, outline, -1, colour, 2, cv2.LINE_AA)
+        cv2.drawContours(picture, outline, -1, colour, width, cv2.LINE_AA)
     _draw_prompt(picture, found, x0, y0, scale)
     return picture
 
