@@ -36,6 +36,7 @@ from .settings import RATIOS, Setting, apply, formats_here, settings_of
 MODEL = "model.safetensors"
 _FOCUSED = (0.5, 0.25, 0.125, 0.0625)  # ratios that are tried with boxes given
 _ROUNDS = 7
+_ENOUGH_WORK = 5e9  # multiply-accumulates of an encoder from which a larger one's time can be guessed
 _LATE = 1.25  # of the budget: then no further photograph is begun
 
 
@@ -154,7 +155,7 @@ class Run:
         for line in self._plan_lines(plan, costs, memory):
             self.say(line)
         config = self.model.image_encoder.config
-        if config.dim < ENCODERS["vit_h"].dim:
+        if _ENOUGH_WORK <= macs and config.dim < ENCODERS["vit_h"].dim:
             whole = replace(whole, fit=self.wanted.fit, measure=self.wanted.measure)
             theirs = of_vit_h(costs, macs, config)
             own, every = (duration(each.seconds(theirs)) for each in (plan, whole))
