@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..fast.devices import parse_device
-from ..tuning.report import sentence, table, write_report
+from ..tuning.report import check_matplotlib, sentence, table, write_report
 from ..tuning.run import Wanted
 from ..tuning.settings import FORMATS, RATIOS
 from ..tuning.tune import tune
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Tune, write, and say what was found."""
+    check_matplotlib()  # before the work
     tuned = tune(
         args.checkpoint, args.images, target=args.target, minutes=args.minutes, budget=args.budget, output=args.output,
         fit=args.fit, measure=args.measure, objects=args.objects, keep_ratios=args.keep_ratio, dtypes=args.dtype,

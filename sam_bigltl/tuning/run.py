@@ -103,7 +103,10 @@ class Run:
         self.about: dict[str, Any] = {
             "checkpoint": source, "model": describe(self.model.image_encoder.config),
             "machine": device_name(self.model.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "original": "segment_anything's encoder",
         }  # fmt: skip
+        if self.model.image_encoder.config.stem:
+            self.about["original"] += " with this project's stem"
         options = asdict(self.wanted)
         del options["target"]  # the choice alone depends on it
         self.journal = Journal(self.folder, {
@@ -128,7 +131,8 @@ class Run:
         tuned = Tuned(
             self.model, setting, reached, self.wanted.target, rows, reference,
             {"fit": [] if self.has_little else [each.key for each in self.photographs.fit[: plan.fit]],
-             "measure": list(measured[setting]), "skipped": dict(self.photographs.skipped)},
+             "measure": list(measured[setting]), "skipped": dict(self.photographs.skipped),
+             "near_copies": self.photographs.near_copies},
             self.about, choice.stages(before, measured), self.worst(setting, measured[setting]),
         )  # fmt: skip
         if self.kept:
