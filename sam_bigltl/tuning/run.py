@@ -24,7 +24,6 @@ from ..modeling.registry import ENCODERS
 from . import choice
 from .agreement import Measured, disagreements, measure
 from .costs import first_look, fitting_memory
-from .distil import distil
 from .engines import Engines, times
 from .journal import TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
@@ -210,6 +209,8 @@ class Run:
         if "trained" in self.journal.facts:
             self.about["training"] = self.journal.facts["trained"]
             return
+        from .distil import distil  # which needs accelerate
+
         side = self.model.image_encoder.img_size
         photographs = (
             (pixels, find_masks(self.original, pixels))
