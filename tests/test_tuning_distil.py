@@ -26,7 +26,7 @@ from sam_bigltl.training.timed import TimedDistiller
 from sam_bigltl.tuning.distil import Distilled, distil
 
 SIDE = 96
-RATIOS = (1.0, 0.5, 0.25)
+RATIOS = (1.0, 0.5, 0.25, "auto")
 
 
 class Clock:
@@ -195,11 +195,13 @@ def test_a_run_that_is_interrupted_goes_on_exactly(run, start, clock, tmp_path):
 def test_without_objects_only_embeddings_are_taught(run, start, tmp_path):
     done = run(6, photographs=[(pixels, []) for pixels, _ in start.photographs])
     assert len(done.steps) == 1 and not (tmp_path / "stage2").exists()
+    masks = [(pixels, own if number < 4 else []) for number, (pixels, own) in enumerate(start.photographs)]
+    assert len(run(6, photographs=masks, folder=tmp_path / "held out without").steps) == 1
 
 
 def test_bad_input_is_one_line(run, start):
     for options, words in (
-        (dict(keep_ratios=(1.0,)), "no keep_ratio|there is none"),
+        (dict(keep_ratios=(1.0, "auto")), "no keep_ratio|there is none"),
         (dict(seconds=0), "0 minutes are no time"),
         (dict(seconds=float("nan")), "nan minutes"),
         (dict(photographs=start.photographs[:1]), "1 photographs are too few"),
