@@ -82,6 +82,7 @@ def clock(monkeypatch) -> Clock:
     monkeypatch.setattr(tuning, "_precision", lambda device: "float32")  # the same on every processor
     monkeypatch.setitem(tuning.RECIPE, "batch_size", 2)
     monkeypatch.setitem(tuning.RECIPE, "prompts", 2)
+    monkeypatch.setitem(tuning.RECIPE, "lr", 1e-3)  # in few steps, of weights that are far from trained ones
     return Clock(monkeypatch)
 
 
