@@ -76,8 +76,8 @@ class TimedDistiller(Distiller):
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(_is_little(name))
         super().__init__(student, teacher, source, config, output, cache)
-        # The closed-form fit was to the padding, too. Left out of the loss it drifts: with `vit_mini` at keep_ratio 0.25
-        # its error doubled in 26 steps, and masks of other photographs agreed less.
+        # The closed-form fit was to the padding, too. Left out of the loss it drifts: with `vit_mini` at keep_ratio
+        # 0.25 its error doubled in 26 steps, and masks of other photographs agreed less.
         objective = cast(EmbeddingObjective, self.forward)
         objective.weights = replace(objective.weights, padding=True)
         self.clock, self._make_held_out = clock, held_out
