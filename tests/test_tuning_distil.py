@@ -18,6 +18,7 @@ from training_toy import encode, shape_mask
 
 import sam_bigltl.tuning.distil as tuning
 from sam_bigltl.convert import convert_sam
+from sam_bigltl.convert.sam import LITTLE_PATH
 from sam_bigltl.convert.warm_start import warm_start
 from sam_bigltl.data.photos import preprocess
 from sam_bigltl.errors import InputError
@@ -25,7 +26,7 @@ from sam_bigltl.training.timed import TimedDistiller
 from sam_bigltl.tuning.distil import Distilled, distil
 
 SIDE = 96
-RATIOS = (1.0, 0.5, 0.25)
+RATIOS = (1.0, 0.5, 0.25, "auto")
 
 
 class Clock:
@@ -79,6 +80,9 @@ def start() -> SimpleNamespace:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     monkeypatch.setattr(tuning, "_precision", lambda device: "float32")  # the same on every processor
+    monkeypatch.setitem(tuning.RECIPE, "batch_size", 2)
+    monkeypatch.setitem(tuning.RECIPE, "prompts", 2)
+    monkeypatch.setitem(tuning.RECIPE, "lr", 1e-3)  # in few steps, of weights that are far from trained ones
     return Clock(monkeypatch)
 
 
@@ -86,7 +90,7 @@ def clock(monkeypatch) -> Clock:
 def run(start, clock, tmp_path) -> Callable[..., Distilled]:
     """`distil` from the fitted model, for so many seconds of `clock`."""
 
-    def distilled(seconds: float = 16, **options) -> Distilled:
+    def distilled(seconds: float = 6, **options) -> Distilled:
         start.student.load_state_dict(start.state)
         given = dict(photographs=start.photographs, keep_ratios=RATIOS, folder=tmp_path, progress=False, clock=clock)
         return distil(start.student, start.teacher, minutes=seconds / 60, **(given | options))
@@ -103,23 +107,22 @@ def embed(sam: Sam, pixels: np.ndarray, keep_ratio: float) -> torch.Tensor:
 
 
 def error(start, keep_ratio: float, seeds: range) -> float:
-    """Relative squared error over the photograph's tokens, mean over photographs."""
+    """Relative squared error over the whole frame, mean over photographs."""
     errors = []
     for seed in seeds:
         pixels = photograph(seed)[0]
         wanted = embed(start.teacher, pixels, 1.0)
-        rows = -(-round(SIDE * 72 / 120) // 16)
-        ours, theirs = (x[:, :, :rows] for x in (embed(start.student, pixels, keep_ratio), wanted))
+        ours, theirs = embed(start.student, pixels, keep_ratio), wanted
         errors.append(float((ours - theirs).square().sum() / theirs.square().sum()))
     return float(np.mean(errors))
 
 
 def test_it_improves_photographs_that_it_never_saw(run, start):
     before = {ratio: error(start, ratio, range(20, 26)) for ratio in (0.5, 0.25)}
-    done = run(50)
+    done = run(40)
     after = {ratio: error(start, ratio, range(20, 26)) for ratio in (0.5, 0.25)}
-    assert all(after[ratio] < factor * before[ratio] for ratio, factor in ((0.5, 0.95), (0.25, 0.9))), (before, after)
-    assert set(done.before) == {0.5, 0.25} and all(done.after[ratio] < done.before[ratio] for ratio in before)
+    assert after[0.5] < before[0.5] and after[0.25] < 0.95 * before[0.25], (before, after)
+    assert set(done.before) == {0.5, 0.25} and done.after[0.25] < done.before[0.25]
     assert (done.trained, done.held_out, len(done.steps)) == (8, 2, 2) and min(done.steps) > 3
 
 
@@ -130,7 +133,7 @@ def test_at_full_keep_ratio_nothing_changes_to_the_bit(run, start):
     pixels = photograph(30)[0]
     assert torch.equal(embed(start.student, pixels, 1.0), embed(start.teacher, pixels, 1.0))
     changed = [name for name, value in start.student.state_dict().items() if not torch.equal(value, start.state[name])]
-    assert any("transitions" in name for name in changed) and any("kv_little" in name for name in changed)
+    assert any("transitions" in name for name in changed) and all(LITTLE_PATH.match(name[14:]) for name in changed)
     assert not start.student.training and start.student.image_encoder.keep_ratio == 1.0
 
 
@@ -155,7 +158,7 @@ def test_it_stops_early_where_nothing_can_improve(start, clock, tmp_path):
     )  # the best was the start
 
 
-@pytest.mark.parametrize(("seconds", "step", "check"), [(30, 1.0, 0.5), (30, 4.0, 1.0), (10, 20.0, 3.0)])
+@pytest.mark.parametrize(("seconds", "step", "check"), [(12, 1.0, 0.5), (10, 20.0, 3.0)])
 def test_the_time_that_is_given_is_kept(run, clock, seconds, step, check):
     """Within a step of each stage; the rate ends low however fast the machine is."""
     clock.step, clock.check = step, check
@@ -167,36 +170,38 @@ def test_the_time_that_is_given_is_kept(run, clock, seconds, step, check):
 def test_the_rate_falls_with_the_clock(run, start, clock, tmp_path):
     for step in (1.0, 3.0):
         clock.step = step
-        run(24, folder=tmp_path / f"{step}", photographs=[(pixels, []) for pixels, _ in start.photographs])
+        run(12, folder=tmp_path / f"{step}", photographs=[(pixels, []) for pixels, _ in start.photographs])
         with open(tmp_path / f"{step}" / "stage1" / "log.csv") as file:
             rates = [float(row["lr"]) for row in csv.DictReader(file)]
         assert rates[-1] < 0.1 * max(rates)
 
 
 def test_a_run_that_is_interrupted_goes_on_exactly(run, start, clock, tmp_path):
-    done = run(16, folder=tmp_path / "whole")
+    done = run(10, folder=tmp_path / "whole")
     whole = {name: value.clone() for name, value in start.student.state_dict().items()}
     steps = sum(done.steps)
     clock.interrupts = {steps + at for at in (2, 5, steps - 1)}
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            run(16, folder=tmp_path / "parts")
-    again = run(16, folder=tmp_path / "parts")
+            run(10, folder=tmp_path / "parts")
+    again = run(10, folder=tmp_path / "parts")
     assert clock.steps == 2 * steps  # none was lost
     assert again == done
     assert all(torch.equal(value, whole[name]) for name, value in start.student.state_dict().items())
-    assert run(16, folder=tmp_path / "parts") == done and clock.steps == 2 * steps  # nothing is left to do
+    assert run(10, folder=tmp_path / "parts") == done and clock.steps == 2 * steps  # nothing is left to do
     assert all(torch.equal(value, whole[name]) for name, value in start.student.state_dict().items())
 
 
 def test_without_objects_only_embeddings_are_taught(run, start, tmp_path):
     done = run(6, photographs=[(pixels, []) for pixels, _ in start.photographs])
     assert len(done.steps) == 1 and not (tmp_path / "stage2").exists()
+    masks = [(pixels, own if number < 4 else []) for number, (pixels, own) in enumerate(start.photographs)]
+    assert len(run(6, photographs=masks, folder=tmp_path / "held out without").steps) == 1
 
 
 def test_bad_input_is_one_line(run, start):
     for options, words in (
-        (dict(keep_ratios=(1.0,)), "no keep_ratio|there is none"),
+        (dict(keep_ratios=(1.0, "auto")), "no keep_ratio|there is none"),
         (dict(seconds=0), "0 minutes are no time"),
         (dict(seconds=float("nan")), "nan minutes"),
         (dict(photographs=start.photographs[:1]), "1 photographs are too few"),

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ STAGE_1 = 0.6  # share of the time that goes to embeddings, the rest to masks
 _MIRRORED = " mirrored"
 
 RECIPE: dict[str, Any] = {
-    "optimizer": "muon", "lr": 1e-3, "final_lr": 0.02, "warmup": 10, "ema": 0.95, "train_decoder": False,
-    "batch_size": 8, "workers": 0, "prompts": 8, "log_every": 1,
+    "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",  # torch has it since 2.9
+    "lr": 3e-4, "final_lr": 0.02, "warmup": 4, "ema": 0.95, "train_decoder": False,
+    "batch_size": 4, "workers": 0, "prompts": 8, "log_every": 1,
 }  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def distil(
     teacher: Sam,
     photographs: Iterable[tuple[np.ndarray, Sequence[dict[str, Any]]]],
     minutes: float,
-    keep_ratios: Sequence[float],
+    keep_ratios: Sequence[float | str],
     folder: Path,
     seed: int = 0,
     progress: bool = True,
@@ -70,12 +72,14 @@ def distil(
 ) -> Distilled:
     """Train the little path of a fitted model, in place; started again, an interrupted run goes on.
 
+    Where nothing has an object, or no photograph that is held out, all of the time goes to embeddings.
+
     Args:
         student: a big.LITTLE model whose big path is the teacher's. teacher: the original; frozen.
         photographs: uint8 RGB (H, W, 3), each with the COCO RLEs (H, W) of what the teacher finds in it. Every fifth is
             held out, to say when to stop. They are gone through once and kept at the size that the encoder takes.
         minutes: for everything, all runs together; what is under way when they are over is a step and a check.
-        keep_ratios: of which those below 1 are trained.
+        keep_ratios: of which the numbers below 1 are trained, one drawn for each step.
         folder: for the state, `log.csv` and `val.csv` of each stage.
         progress: show a bar where stderr is a terminal.
         clock: seconds from any start.
@@ -83,7 +87,8 @@ def distil(
     Raises:
         InputError: there are fewer than two photographs, no keep_ratio below 1, or no time.
     """
-    ratios = tuple(sorted({float(ratio) for ratio in keep_ratios if ratio < 1}, reverse=True))
+    numbers = {float(ratio) for ratio in keep_ratios if not isinstance(ratio, str)}
+    ratios = tuple(sorted((ratio for ratio in numbers if ratio < 1), reverse=True))
     if not ratios:
         raise InputError("distillation trains keep_ratios below 1, and there is none: give some, or no minutes")
     if not minutes > 0:
@@ -95,7 +100,7 @@ def distil(
         raise InputError(f"{len(source.keys)} photographs are too few to distil on: give at least 2")
     flags = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     keep_ratio = student.image_encoder.keep_ratio
-    stages = (1, 2) if any(source.photos[key].masks for key in trained) else (1,)
+    stages = (1, 2) if source.has_objects(trained) and source.has_objects(held_out) else (1,)
     runs: list[TimedDistiller] = []
     try:
         for stage in stages:
@@ -106,7 +111,7 @@ def distil(
             )  # fmt: skip
             run = TimedDistiller(
                 student, teacher, _Listed(source, trained), config, folder / f"stage{stage}",
-                source.batches(held_out, config), source, clock,
+                partial(source.batches, held_out, config), source, clock,
             )  # fmt: skip
             run.progress = progress
             if run.state_path.exists():
@@ -146,7 +151,7 @@ class _Frames:
     def __init__(
         self, photographs: Iterable[tuple[np.ndarray, Sequence[dict[str, Any]]]], teacher: Sam, side: int
     ) -> None:
-        self.teacher = teacher
+        self.teacher, self.side = teacher, side
         self.photos: dict[str, Photo] = {}
         self._embeddings: dict[str, np.ndarray] = {}
         digest = hashlib.sha256()
@@ -156,6 +161,11 @@ class _Frames:
             self.photos[str(number)] = Photo(str(number), pixels, masks)
         self.keys = list(self.photos)
         self.mark = digest.hexdigest()[:12]
+
+    def has_objects(self, keys: Sequence[str]) -> bool:
+        """Whether one of the photographs has an object that is large enough to be prompted."""
+        frames = FrameConfig(self.side, prompts=1, flip=False)
+        return any(make_frame(self.photos[key], frames, np.random.default_rng(0)) is not None for key in keys)
 
     def photo(self, key: str) -> Photo:
         """One by its name, mirrored where that says so."""
@@ -175,8 +185,7 @@ class _Frames:
 
     def batches(self, keys: Sequence[str], config: TimedConfig) -> list[Batch]:
         """A batch for each of the photographs that has objects, or for all of them in stage 1."""
-        side = self.teacher.image_encoder.img_size
-        frames = FrameConfig(side, config.prompts if config.stage == 2 else 0, config.rounds, flip=False)
+        frames = FrameConfig(self.side, config.prompts if config.stage == 2 else 0, config.rounds, flip=False)
         found = []
         for number, key in enumerate(keys):
             frame = make_frame(self.photos[key], frames, np.random.default_rng([config.seed, number]))
