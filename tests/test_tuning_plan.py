@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import segment_anything
@@ -10,7 +11,9 @@ import torch
 
 from sam_bigltl import InputError
 from sam_bigltl.bench.macs import count_macs
+from sam_bigltl.memory import available_memory
 from sam_bigltl.modeling.registry import ENCODERS
+from sam_bigltl.tuning import run
 from sam_bigltl.tuning.plan import FEWEST_FIT, FEWEST_MEASURE, Costs, Plan, duration, macs_on_paper, make_plan, of_vit_h
 from sam_bigltl.tuning.settings import FORMATS, RATIOS, Setting, settings_of
 
@@ -85,3 +88,30 @@ def test_a_vit_h_costs_as_much_more_as_it_computes():
 
 def test_durations_in_words():
     assert [duration(seconds) for seconds in (0.2, 61, 600, 11400)] == ["1 s", "61 s", "10 min", "3 h 10 min"]
+
+
+def test_available_memory_is_the_least_of_machine_and_group(tmp_path):
+    assert available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 900 kB\nMemFree: 1 kB\nMemAvailable:   500 kB\n")
+    assert available_memory(tmp_path) == 500 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("100\n")
+    assert available_memory(tmp_path) == 500 * 1024
+    (group / "memory.max").write_text("4196\n")
+    assert available_memory(tmp_path) == 4096
+
+
+def test_fewer_photographs_are_fitted_where_memory_is_short(monkeypatch):
+    said = []
+    one = SimpleNamespace(model=None, say=said.append)
+    monkeypatch.setattr(run, "fitting_memory", lambda _, count: 10.0 * count)
+    for free, expected in ((None, 40), (800, 40), (799, 39), (80, FEWEST_FIT)):
+        monkeypatch.setattr(run, "available_memory", lambda free=free: free)
+        assert run.Run._fit_into_memory(one, 40) == expected
+    assert len(said) == 2 and "room for 39 photographs" in said[0]
+    monkeypatch.setattr(run, "available_memory", lambda: 79)
+    with pytest.raises(InputError, match="free memory"):
+        run.Run._fit_into_memory(one, 40)

@@ -99,11 +99,11 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def find_objects(sam: Sam, pixels: np.ndarray) -> list[dict[str, Any]]:
-    """What everything mode finds, as its records, from small to large; can be empty."""
+    """What everything mode finds, as its records with COCO RLEs, from small to large; can be empty."""
     found: list[dict[str, Any]] = []
     for iou, stability in _THRESHOLDS:
         generator = SamAutomaticMaskGenerator(
-            sam, POINTS_PER_SIDE, pred_iou_thresh=iou, stability_score_thresh=stability
+            sam, POINTS_PER_SIDE, pred_iou_thresh=iou, stability_score_thresh=stability, output_mode="coco_rle"
         )
         found = [record for record in generator.generate(pixels) if record["area"] >= _LEAST_AREA]
         if len(found) >= _ENOUGH:
@@ -119,16 +119,13 @@ def find_prompts(sam: Sam, pixels: np.ndarray, most: int) -> tuple[np.ndarray, n
     found = find_objects(sam, pixels)
     chosen = [found[round(i)] for i in np.linspace(0, len(found) - 1, min(most, len(found)))] if found else []
     boxes = [_corners(record["bbox"]) for record in chosen]
-    points = [_innermost(record["segmentation"]) for record in chosen]
+    points = [_innermost(coco_mask.decode(record["segmentation"])) for record in chosen]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(points, dtype=np.float64).reshape(-1, 2)
 
 
 def find_masks(sam: Sam, pixels: np.ndarray) -> list[dict[str, Any]]:
     """COCO RLEs of what everything mode finds."""
-    return [
-        coco_mask.encode(np.asfortranarray(record["segmentation"], dtype=np.uint8))
-        for record in find_objects(sam, pixels)
-    ]
+    return [record["segmentation"] for record in find_objects(sam, pixels)]
 
 
 def _corners(bbox: list[float]) -> tuple[float, ...]:
@@ -137,7 +134,7 @@ def _corners(bbox: list[float]) -> tuple[float, ...]:
 
 
 def _innermost(mask: np.ndarray) -> tuple[float, float]:
-    """The centre of the pixel of a mask that is farthest from its outline, where a person clicks."""
+    """The centre of the pixel of a mask (H, W) that is farthest from its outline, where a person clicks."""
     padded = np.pad(mask.astype(np.uint8), 1)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)

@@ -20,6 +20,7 @@ from ..convert.warm_start import warm_start
 from ..data.photos import preprocess
 from ..errors import InputError
 from ..fast.devices import device_name
+from ..memory import available_memory
 from ..modeling.registry import ENCODERS
 from . import choice
 from .agreement import Measured, disagreements, measure
@@ -28,7 +29,7 @@ from .engines import Engines, times
 from .journal import TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
 from .photographs import Entry, Photographs
-from .plan import FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
+from .plan import FEWEST_FIT, FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
 
@@ -151,7 +152,7 @@ class Run:
         costs, macs, memory = first_look(self.engines, self.original, pixels, self.formats, self.wanted.objects)
         settings = settings_of(self.formats, self.wanted.ratios, [r for r in _FOCUSED if r in self.wanted.ratios])
         whole = Plan(
-            0 if self.has_little else len(self.photographs.fit), len(self.photographs.measure), _ROUNDS,
+            0 if self.has_little else self._fit_into_memory(len(self.photographs.fit)), len(self.photographs.measure), _ROUNDS,
             tuple(settings), trains=bool(self.wanted.minutes),
         )  # fmt: skip
         plan = make_plan(costs, whole, None if self.wanted.budget is None else 60 * self.wanted.budget)
@@ -168,6 +169,18 @@ class Run:
             )
         self.journal.note("plan", plan.as_json())
         return plan
+
+    def _fit_into_memory(self, photographs: int) -> int:
+        """So many photographs to fit to, or as many as half of the free memory has room for."""
+        free, each = available_memory(), fitting_memory(self.model, 1)
+        if free is None or photographs * each <= free / 2:
+            return photographs
+        fewer = int(free / 2 / each)
+        if fewer < FEWEST_FIT:
+            need = 2 * FEWEST_FIT * each / 2**30
+            raise InputError(f"fitting this model takes {need:.1f} GB of free memory, and there are {free / 2**30:.1f}")
+        self.say(f"  memory: there is room for {fewer} photographs to fit to, instead of {photographs}")
+        return fewer
 
     def _plan_lines(self, plan: Plan, costs: Costs, memory: float | None) -> list[str]:
         fits = "its little path is kept" if self.has_little else f"fit the little path to {plan.fit} photographs"
