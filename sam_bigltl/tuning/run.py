@@ -151,10 +151,9 @@ class Run:
         _, pixels = next(self._readable())
         costs, macs, memory = first_look(self.engines, self.original, pixels, self.formats, self.wanted.objects)
         settings = settings_of(self.formats, self.wanted.ratios, [r for r in _FOCUSED if r in self.wanted.ratios])
-        whole = Plan(
-            0 if self.has_little else self._fit_into_memory(len(self.photographs.fit)), len(self.photographs.measure), _ROUNDS,
-            tuple(settings), trains=bool(self.wanted.minutes),
-        )  # fmt: skip
+        fit = 0 if self.has_little else self._fit_into_memory(len(self.photographs.fit))
+        trains = bool(self.wanted.minutes)
+        whole = Plan(fit, len(self.photographs.measure), _ROUNDS, tuple(settings), trains)
         plan = make_plan(costs, whole, None if self.wanted.budget is None else 60 * self.wanted.budget)
         for line in self._plan_lines(plan, costs, memory):
             self.say(line)
