@@ -97,7 +97,8 @@ def test_rescaling_leaves_the_function(ratio: float) -> None:
     assert distance(centred, expected) < 1e-5
     smooth(sam.image_encoder)
     assert torch.allclose(embed(sam, ratio), centred, rtol=1e-5, atol=1e-5)
-    changed = {name.split(".", 3)[3] for name, value in sam.state_dict().items() if not torch.equal(value, before[name])}
+    after = sam.state_dict()
+    changed = {name.split(".", 3)[3] for name, value in after.items() if not torch.equal(value, before[name])}
     expected_names = {"norm1.weight", "attn.qkv.bias", "attn.kv_little.bias", "attn.proj.weight"}
     assert changed >= expected_names | {"attn.rel_pos_h", "mlp.lin1.weight"}
 

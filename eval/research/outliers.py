@@ -107,7 +107,8 @@ def measured(sam: Sam, setting: Setting, seen: Sequence[Objects]) -> list[Measur
     tuned = copy.deepcopy(sam)
     apply(tuned.image_encoder, setting)
     predictor = SamPredictor(tuned)
-    return [measure(predictor, objects, setting) for objects in tqdm(seen, desc=str(setting), disable=None, leave=False)]
+    shown = tqdm(seen, desc=str(setting), disable=None, leave=False)
+    return [measure(predictor, objects, setting) for objects in shown]
 
 
 def row(setting: Setting, parts: Sequence[Measured]) -> dict[str, Any]:

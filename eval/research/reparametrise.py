@@ -8,8 +8,8 @@ around take them out again (the exact re-scaling of SmoothQuant, arXiv 2211.1043
 * `concentrate`: the residual stream turned so that its strongest directions lie on one channel each. LayerNorm lets
   through every rotation that keeps the direction (1, ..., 1), once its gain is part of the layer after it.
 * `scale_queries`: queries down, keys and relative positions up.
-* `shift_positions`, `shift_keys`: constants that all keys of a query have alike, which the softmax does not see. A padded
-  place of a window is a key as well: the bias, which is shifted.
+* `shift_positions`, `shift_keys`: constants that all keys of a query have alike, which the softmax does not see. A
+  padded place of a window is a key as well: the bias, which is shifted.
 * `scale_values`: channels of the values up, columns of the output projection down.
 * `scale_norms`: channels of a norm's gain and bias up, columns of the layer after it down.
 * `scale_residual`: all that is written to the residual stream up. Only the norms' epsilon can tell.

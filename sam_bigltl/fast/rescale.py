@@ -7,7 +7,7 @@ their digits. Nothing here adds work to inference:
 * `centre_keys` takes out of keys and of relative positions what all keys of a query have alike; a softmax does not see
   it. A padded place of a window is a key, too: the bias, from which the same is taken.
 * `smooth` divides channels of what a linear layer gets and multiplies the columns of its weights (SmoothQuant, arXiv
-  2211.10438): after a norm by its gain and bias, before the output projection of an attention by the rows of the values.
+  2211.10438): after a norm by its gain and bias, before the output projection of an attention by the rows of values.
   Factors are powers of two, which cost no digit in any format.
 
 Hidden channels of the MLPs are left alone, as GELU lets no factor through.
@@ -67,7 +67,7 @@ def smooth(encoder: nn.Module) -> None:
 def _attentions(encoder: Any) -> list[tuple[Any, Any]]:
     """Blocks and their attentions, where both are this project's own and unchanged."""
     blocks = [*encoder.blocks, *getattr(encoder, "little_blocks", [])]
-    pairs = [(block, getattr(block, "attn", None)) for block in blocks]
+    pairs: list[tuple[Any, Any]] = [(block, getattr(block, "attn", None)) for block in blocks]
     return [
         (block, attn) for block, attn in pairs
         if _is_own(block) and _is_own(attn) and _is_plain(attn.qkv, nn.Linear) and _is_plain(attn.proj, nn.Linear)
@@ -127,8 +127,8 @@ def _normed_size(norm: Any, layer: nn.Linear) -> Tensor | None:
 def _factors(size: Tensor, weight: Tensor) -> Tensor:
     """By what to divide channels of about `size` (in,) that `weight` (out, in) takes: powers of two around 1."""
     size, weight = size.double(), weight.double()
-    # Rows of the weights have a scale each: what counts is how much of its row a column is. Measured on the rows as they
-    # are applied, so that it does not matter how a channel's size is shared by activation and weight now.
+    # Rows of the weights have a scale each: what counts is how much of its row a column is. Measured on the rows as
+    # they are applied, so that it does not matter how a channel's size is shared by activation and weight now.
     rows = (weight * size).norm(dim=1, keepdim=True)
     column = (weight.abs() / rows.clamp(min=1e-300)).amax(dim=0)
     alive = (size > 0) & (column > 0)
