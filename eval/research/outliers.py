@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     seen = list(what_is_seen(sam, photos[args.fit :], args.objects, args.cache and args.cache / key))
     rows = []
     for name, original in (("plain", sam), ("outliers", reparametrised(sam, torch.cat(fitting[:4]), args.seed))):
+        torch.manual_seed(0)  # the E-blocks' start
         converted = convert_sam(original)
         warm_start(converted, fitting)
         for setting in SETTINGS:
