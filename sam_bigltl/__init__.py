@@ -3,8 +3,8 @@
 Names are imported when they are asked for: `sam_bigltl.onnx_predictor` runs without torch, and only
 `BigLittleClassifier` needs timm.
 
-The rooms, each using those below it: `cli`, `demo`, `training`, `evaluation`, `bench`, `predict`, `convert`,
-`modeling`, `fast` and `data`.
+The rooms, each using those below it: `cli`, `demo`, `tuning`, `training`, `evaluation`, `bench`, `predict`,
+`convert`, `modeling`, `fast` and `data`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .modeling.encoder import BigLittleEncoder, EncoderConfig
     from .predict.automatic import SamAutomaticMaskGenerator
     from .predict.predictor import SamPredictor
+    from .tuning.tune import tune
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "load_sam",
     "sam_model_registry",
     "save_sam",
+    "tune",
 ]
 
 _MODULES = {
@@ -66,6 +68,7 @@ _MODULES = {
     "load_sam": "convert.sam",
     "sam_model_registry": "convert.registry",
     "save_sam": "convert.sam",
+    "tune": "tuning.tune",
 }
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
     "sam_bigltl": "BigLittleClassifier BigLittleEncoder EncoderConfig InputError SamAutomaticMaskGenerator "
     "SamPredictor build_sam build_sam_vit_b build_sam_vit_h build_sam_vit_l convert_sam load_sam "
-    "sam_model_registry save_sam",
+    "sam_model_registry save_sam tune",
     "sam_bigltl.automatic": "SamAutomaticMaskGenerator",
     "sam_bigltl.classifier": "BigLittleClassifier BigLittleDistilledClassifier",
     "sam_bigltl.cli": "COMMANDS main",
@@ -52,7 +52,7 @@ NAMES = {
     "sam_bigltl.warm_start": "warm_start",
 }
 COMMANDS_AND_TASKS = {
-    "bench", "convert", "demo", "distill", "download", "eval", "export", "quickstart", "segment", "train",
+    "bench", "convert", "demo", "distill", "download", "eval", "export", "quickstart", "segment", "train", "tune",
 }  # fmt: skip
 SCRIPTS = (
     "demo/app.py demo/failures.py demo/quickstart.py eval/classify_study.py eval/click_latency.py eval/coco_miou.py "

@@ -15,6 +15,7 @@ COMMANDS = {
     "quickstart": ("quickstart", "three photographs segmented, with times"),
     "segment": ("segment", "masks of a photograph or a folder, from boxes or points"),
     "convert": ("convert", "a SAM checkpoint to a big.LITTLE model"),
+    "tune": ("tune", "the fastest setting of a checkpoint that keeps its masks, on your photographs"),
     "download": ("download", "SAM's published checkpoints"),
     "train": ("train", "train or distil a model from masks in COCO format"),
     "distill": ("distill", "a big.LITTLE student from a SAM, on photographs"),

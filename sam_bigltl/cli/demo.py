@@ -16,6 +16,7 @@ from ..fast.devices import parse_device
 from ..fast.precision import PRECISIONS
 from . import flag_checks
 from .prompts import parse_keep_ratio
+from .tuned import add_tuned, encoder_setting
 
 EXAMPLES = """examples:
   sam-bigltl demo
@@ -29,10 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/bigltl_mini.safetensors)")
-    parser.add_argument("--keep-ratio", default="0.5", metavar="RATIO", help="to start with: in (0, 1], or auto (0.5)")
+    parser.add_argument("--keep-ratio", metavar="RATIO", help="to start with: in (0, 1], or auto (0.5)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", default="float32", choices=list(PRECISIONS), help="of the encoder (float32)")
+    parser.add_argument("--dtype", choices=list(PRECISIONS), help="of the encoder (float32)")
     parser.add_argument("--native", action="store_true", help="this project's C++ kernels, for bfloat16 and int8")
+    add_tuned(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help="(the first free one from 7860)")
     parser.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
@@ -48,9 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page until interrupted. Raises InputError."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    keep_ratio = parse_keep_ratio(args.keep_ratio)
-    if isinstance(keep_ratio, tuple):
-        raise InputError("the demo starts with one --keep-ratio for all stages: give a number, or auto")
     flag_checks.at_least_one(args, ("cache", "max_side"))
     if args.port is not None and not 0 < args.port < 65536:
         raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
@@ -58,13 +57,19 @@ def run(args: argparse.Namespace) -> None:
     if any(len(entry) != 2 or not all(entry) for entry in auth):
         raise InputError("--auth is NAME:PASSWORD")
     device = parse_device(args.device)
+    dtype, native, setting = encoder_setting(args, device)
+    keep_ratio: float | tuple[float, ...] | str = 0.5 if setting is None else setting.keep_ratio
+    if args.keep_ratio is not None:
+        keep_ratio = parse_keep_ratio(args.keep_ratio)
+    if isinstance(keep_ratio, tuple):
+        raise InputError("the demo starts with one --keep-ratio for all stages: give a number, or auto")
     _check_address(args.host, args.port or 0)
 
     from ..demo.app import CSS, THEME, build_app  # Gradio takes seconds to import
     from ..demo.engine import Engine
     from ..demo.photos import MOST_BYTES
 
-    engine = Engine(args.checkpoint or default_checkpoint(), device, args.dtype, args.native, args.cache)
+    engine = Engine(args.checkpoint or default_checkpoint(), device, dtype, native, args.cache)
     app = build_app(engine, keep_ratio, example_photos(), args.max_side)
     try:
         app.launch(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..convert.tuned import Setting
 from ..errors import InputError
 from ..evaluation.compare import compare, format_comparison
 from ..evaluation.protocols import BOXES, CLICK_POLICIES, MASK_SELECT, PROTOCOLS, Protocol
 from ..evaluation.run import Job, run_job
 from ..evaluation.runner import Plan
-from ..fast.precision import PRECISIONS, check_precision
+from ..fast.precision import PRECISIONS
 from ..predict.prompt_checks import MOST_POINTS
+from .tuned import add_tuned, encoder_setting
 
 DESCRIPTION = """\
 Measure mIoU (and AP with a detector's boxes) on COCO-format or LVIS annotations, with box or click prompts.
@@ -59,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--limit", metavar="N", help="only the first N images with annotations, by image id")
     # Numbers stay text here: `run` checks them and answers a bad one in one line.
     what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--keep-ratio", nargs="+", default=["1.0"], metavar="R", help="in (0, 1], or auto; several are allowed (1.0)"
-    )
+    what.add_argument("--keep-ratio", nargs="+", metavar="R", help="in (0, 1], or auto; several are allowed (1.0)")
     what.add_argument("--prompts", nargs="+", choices=["box", "point", "detector"], default=["box"], help="(box)")
     what.add_argument(
         "--clicks", nargs="+", default=["1", "3", "5"], metavar="N", help="clicks at which point IoU is taken (1 3 5)"
@@ -84,8 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
-    how.add_argument("--dtype", choices=list(PRECISIONS), default="float32", help="of the image encoder (float32)")
+    how.add_argument("--dtype", choices=list(PRECISIONS), help="of the image encoder (float32)")
     how.add_argument("--native", action="store_true", help="run it in this project's C++ kernels: bfloat16, int8, CPU")
+    add_tuned(how)
     how.add_argument(
         "--batch-size",
         default="8",
@@ -114,13 +116,17 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag} is missing: see --help for examples")
     if not (args.checkpoint or args.model):
         raise InputError("give the weights with --checkpoint, or another project's model with --model module:callable")
-    if args.model and (args.dtype != "float32" or args.native):
-        raise InputError("--dtype and --native are for --checkpoint only: what --model returns keeps its own")
+    if args.model and (args.dtype not in (None, "float32") or args.native or args.tuned):
+        raise InputError(
+            "--dtype and --native are for --checkpoint only: what --model returns keeps its own; --tuned is, too"
+        )
+    device = _device(args.device)
+    dtype, native, setting = encoder_setting(args, device)
     if ("detector" in args.prompts) != bool(args.detections):
         raise InputError("--prompts detector and --detections JSON belong together: give both or neither")
     plan = Plan(
         protocol=_protocol(args),
-        keep_ratios=tuple(_unique(_keep_ratio(text) for text in args.keep_ratio)),
+        keep_ratios=_keep_ratios(args.keep_ratio, setting),
         prompts=tuple(_unique(args.prompts)),
         clicks=tuple(sorted(_unique(_whole(text, "--clicks", most=MOST_POINTS) for text in args.clicks))),
         seed=_whole(args.seed, "--seed", 0),
@@ -132,11 +138,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             "--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone"
         )
-    device = _device(args.device)
-    check_precision(args.dtype, device)
     run_job(Job(
         annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan,
-        device=device, checkpoint=args.checkpoint, model=args.model, precision=args.dtype, native=args.native,
+        device=device, checkpoint=args.checkpoint, model=args.model, precision=dtype, native=native,
         restart=args.restart, sources=tuple(_unique(args.sources)),
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,
@@ -163,6 +167,15 @@ def _protocol(args: argparse.Namespace) -> Protocol:
 
 def _unique(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
+
+
+def _keep_ratios(given: Sequence[str] | None, setting: Setting | None) -> tuple[float | str, ...]:
+    if given is not None:
+        return tuple(_unique(_keep_ratio(text) for text in given))
+    ratio = 1.0 if setting is None else setting.keep_ratio
+    if isinstance(ratio, tuple):
+        raise InputError("this checkpoint is tuned to one keep_ratio a stage, which is not measured: give --keep-ratio")
+    return (ratio,)
 
 
 def _keep_ratio(text: str) -> float | str:

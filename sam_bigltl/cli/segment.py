@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..data.images import read_image
 from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import parse_device
-from ..fast.precision import PRECISIONS, check_precision
+from ..fast.precision import PRECISIONS
 from ..predict.segment import (
     Prompt,
     Segment,
@@ -23,6 +24,7 @@ from ..predict.segment import (
     write_pictures,
 )
 from .prompts import name_and_exit, parse_keep_ratio, parse_prompts
+from .tuned import add_tuned, encoder_setting
 
 EXAMPLES = """\
 examples:
@@ -69,12 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     folder.add_argument("--pictures", action="store_true", help="write overlay, masks and routing as pictures too")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--dtype", default="float32", metavar="|".join(PRECISIONS), help="of the encoder (default: %(default)s)"
-    )
+    parser.add_argument("--dtype", metavar="|".join(PRECISIONS), help="of the encoder (default: float32)")
     parser.add_argument(
         "--native", action="store_true", help="run a bfloat16 or int8 encoder in this project's C++ kernels (CPU)"
     )
+    add_tuned(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,14 +92,16 @@ def run(args: argparse.Namespace) -> None:
     prompts = parse_prompts(args.box, args.point)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
-    check_precision(args.dtype, device)
+    dtype, native, setting = encoder_setting(args, device)
+    if setting is not None and keep_ratio is None:
+        keep_ratio = setting.keep_ratio
     if args.focus and prompts[0].box is None:
         raise InputError("--focus seeks the big tokens in a box: give one with --box")
     image = read_image(args.image)
     prompts, unusable = usable(prompts, image.shape[:2])
     if not prompts:
         raise unusable[0]
-    predictor = load_predictor(args.checkpoint, device, args.dtype, args.native)
+    predictor = load_predictor(args.checkpoint, device, dtype, native)
     set_routing(predictor, keep_ratio, args.focus)
 
     def answer(some: Sequence[Prompt]) -> list[list[Segment]]:
@@ -108,7 +111,12 @@ def run(args: argparse.Namespace) -> None:
     out, name = Path(args.out), Path(args.image).name
     paths = [*write_pictures(out, name, image, routes, segments), write_masks(out, name, segments)]
     print(table(segments))
-    where = f"on {device} in {args.dtype}" + " native" * args.native
+    where = f"on {device} in {dtype}" + " native" * native
+    where += (
+        ""
+        if setting is None or keep_ratio is None
+        else f" at keep_ratio {replace(setting, keep_ratio=keep_ratio).ratio}"
+    )
     print(f"encoder {encoder_ms:.1f} ms (first call), decoder {sum_ms(segments):.1f} ms, {where}")
     print("wrote " + ", ".join(str(path) for path in paths))
     if unusable:

@@ -10,11 +10,11 @@ from ..convert.weight_files import weights_sha256
 from ..data.photos import SUFFIXES
 from ..errors import InputError
 from ..fast.devices import parse_device
-from ..fast.precision import check_precision
 from ..predict.segment import load_predictor, set_routing, usable
 from ..predict.segment_folder import answered_size, keep_settings, load_prompts, segment_photos
 from . import flag_checks
 from .prompts import name_and_exit, parse_keep_ratio
+from .tuned import encoder_setting
 
 
 def run_folder(args: argparse.Namespace) -> None:
@@ -32,11 +32,13 @@ def run_folder(args: argparse.Namespace) -> None:
     prompts = load_prompts(args.prompts, folder)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
-    check_precision(args.dtype, device)
+    dtype, native, setting = encoder_setting(args, device)
+    if setting is not None and keep_ratio is None:
+        keep_ratio = setting.keep_ratio
     checkpoint = Path(args.checkpoint or default_checkpoint())
-    predictor = load_predictor(str(checkpoint), device, args.dtype, args.native)
+    predictor = load_predictor(str(checkpoint), device, dtype, native)
     set_routing(predictor, keep_ratio, args.focus)
-    settings = {"keep_ratio": keep_ratio, "dtype": args.dtype, "native": args.native, "focus": args.focus}
+    settings = {"keep_ratio": keep_ratio, "dtype": dtype, "native": native, "focus": args.focus}
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
     resumed = keep_settings(out, settings | {"checkpoint": weights_sha256(checkpoint)})
 

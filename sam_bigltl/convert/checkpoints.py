@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import pathlib
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,6 +41,14 @@ def load_torch(path: str | Path) -> Any:
 def load_tensors(path: Path) -> Any:
     """The content of a safetensors file, or of what `torch.save` wrote: which one it is, its first bytes say."""
     return load_file(path) if is_safetensors(path) else load_torch(path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a file of `save_sam` says beside its tensors; nothing for any other."""
+    if not is_safetensors(path):
+        return {}
+    with safe_open(path, "pt") as file:
+        return dict(json.loads((file.metadata() or {}).get("sam_bigltl", "{}")))
 
 
 def read_checkpoint(path: Path, load: Callable[[Path], Any] = load_torch) -> Any:

@@ -21,6 +21,7 @@ from ..fast.devices import parse_device
 from .sam import describe, load_sam, save_sam
 from .transformers_files import CONFIG, PREPROCESSOR, PROCESSOR
 from .transformers_folder import save_transformers
+from .tuned import Setting, apply_from, read_setting
 from .weight_files import NAMES, SINGLE, shard_names
 
 WEIGHTS, CARD = SINGLE, "README.md"
@@ -73,6 +74,7 @@ def save_pretrained(
     folder: str | PathLike[str],
     dtype: torch.dtype = torch.float32,
     format: Literal["sam_bigltl", "transformers"] = "sam_bigltl",
+    setting: Setting | None = None,
 ) -> None:
     """Write a model as a folder that `from_pretrained` reads and `hf upload` publishes.
 
@@ -83,6 +85,8 @@ def save_pretrained(
         format: "transformers" writes what its `SamModel`, `SamProcessor` and `pipeline("mask-generation")` read, and
             takes `segment_anything`'s encoder, too. It has no place for a LITTLE path: the model as it is at
             keep_ratio 1.0 is written, and one that is set below is refused.
+        setting: how its encoder runs best, for `from_pretrained(..., tuned=True)`; it goes into the file of weights,
+            see `save_sam`. transformers' format has no place for it.
 
     Raises:
         InputError: another encoder, one that the format has no place for, or a folder that cannot be written.
@@ -91,6 +95,8 @@ def save_pretrained(
         raise InputError(f'format is "sam_bigltl" or "transformers", not {format!r}')
     folder = Path(folder)
     if format == "transformers":
+        if setting is not None:
+            raise InputError("transformers' format has no place for a setting: leave it out, or the format")
         save_transformers(sam, folder, dtype)
         _write(folder, {CARD: _THEIR_CARD.format(name=folder.resolve().name)})
         return
@@ -103,7 +109,7 @@ def save_pretrained(
         "keep_ratio": encoder.keep_ratio,
         "image_encoder": asdict(encoder.config),
     }
-    save_sam(sam, folder / WEIGHTS, dtype)
+    save_sam(sam, folder / WEIGHTS, dtype, setting)
     card = _CARD.format(name=folder.resolve().name, model=config["model"])
     _write(folder, {CONFIG: json.dumps(config, indent=2) + "\n", CARD: card})
 
@@ -123,6 +129,7 @@ def from_pretrained(
     *,
     keep_ratio: float | tuple[float, ...] | str | None = None,
     device: str | torch.device | None = None,
+    tuned: bool = False,
     **download: Any,
 ) -> Sam:
     """The model of a folder that `save_pretrained` or transformers wrote, or of a repository of the Hugging Face Hub.
@@ -132,6 +139,8 @@ def from_pretrained(
             first.
         keep_ratio: of the encoder; None is what the folder's `config.json` says, where it is one of ours.
         device: as torch takes it; None is the CPU.
+        tuned: run as the setting says that the weights carry, see `load_sam`; `keep_ratio`, where it is given, takes
+            the place of the setting's.
         download: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only` of `hf_hub_download`.
 
     Raises:
@@ -142,7 +151,11 @@ def from_pretrained(
         raise InputError(f"{folder} is a file: give its folder, or read it with load_sam")
     if not folder.is_dir():
         folder = _download(str(name), **download)
-    sam = load_sam(folder).to(parse_device(str(device or "cpu")))
+    target = parse_device(str(device or "cpu"))
+    setting = read_setting(folder, target) if tuned else None
+    sam = load_sam(folder).to(target)
+    if setting is not None:
+        apply_from(folder, sam.image_encoder, setting)
     if keep_ratio is not None:
         sam.image_encoder.keep_ratio = keep_ratio
     return sam

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import ImageEncoderViT
@@ -22,12 +22,12 @@ from ..errors import InputError
 from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ..modeling.registry import DENSE, ENCODERS, build_sam
-from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint
+from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint, read_metadata
 from .decoder import decoder_settings, fit_decoder
 from .transformers_files import CONFIG, read_transformers
+from .tuned import Setting, apply_from, for_file, read_setting
 from .variants import Stated, read_sam
 from .weight_files import join_shards, weight_files
-from .wrong_files import is_safetensors
 
 _PREFIX = "image_encoder."
 # Names in an encoder that only its little path has.
@@ -81,7 +81,7 @@ def _load(encoder: BigLittleEncoder, state: dict[str, Tensor]) -> dict[str, Tens
     return {name: own[name] for name in result.missing_keys if not LITTLE_PATH.match(name)}
 
 
-def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
+def load_sam(path: str | PathLike[str], model_type: str | None = None, tuned: bool = False) -> Sam:
     """Read a model from a file, its type inferred from the tensors.
 
     Args:
@@ -92,6 +92,9 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
             folder that `save_pretrained` wrote, its `keep_ratio`.
         model_type: the key of `sam_model_registry` that the file must hold. A `bigltl_*` key also takes the checkpoint
             of the SAM that it converts from; its little path then starts random.
+        tuned: run as the setting says that `sam-bigltl tune` (or `save_sam`) has written into the file: its number
+            format, its C++ kernels and its keep_ratio, for inference on the CPU. Never in another way: where the file
+            has no setting, or this machine cannot run it, it raises InputError.
 
     Raises:
         InputError: one line, for a file that is missing, broken, no Sam, of another type, or with values that are not
@@ -100,6 +103,7 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
     if not isinstance(path, str | PathLike):
         raise InputError(f"load_sam reads a file or folder: give its path, not a {type(path).__name__}")
     path = Path(path)
+    setting = read_setting(path) if tuned else None  # first: it takes no time
     state, stated = _read_state(path)
     try:
         config = infer_config(state, str(path))
@@ -114,12 +118,15 @@ def load_sam(path: str | Path, model_type: str | None = None) -> Sam:
         if finer.groups != config.groups and len(finer.groups) == len(config.groups):
             config = finer
     if model_type is not None and config != ENCODERS[model_type]:
-        if config == ENCODERS.get(DENSE.get(model_type, "")):
-            return convert_sam(_build(config, state, stated, path))
-        raise InputError(f"{path} holds {describe(config)}, not {model_type}: load it as what it is")
-    sam = _build(config, state, stated, path)
+        if config != ENCODERS.get(DENSE.get(model_type, "")):
+            raise InputError(f"{path} holds {describe(config)}, not {model_type}: load it as what it is")
+        sam = convert_sam(_build(config, state, stated, path))
+    else:
+        sam = _build(config, state, stated, path)
     if path.is_dir() and (ratio := _keep_ratio(path)) is not None:
         sam.image_encoder.keep_ratio = ratio
+    if setting is not None:
+        apply_from(path, sam.image_encoder, setting)
     return sam
 
 
@@ -131,13 +138,19 @@ def _keep_ratio(folder: Path) -> Any:
     return config.get("keep_ratio") if isinstance(config, dict) and "model_type" not in config else None
 
 
-def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a model's tensors as safetensors, floating point ones as `dtype`; whole or not at all."""
+def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32, setting: Setting | None = None) -> None:
+    """Write a model's tensors as safetensors, floating point ones as `dtype`; whole or not at all.
+
+    `setting` goes into the file, for `load_sam(path, tuned=True)`: how its encoder runs best. The weights stay as they
+    are, so that the file can be run in any other way, too.
+    """
     path = Path(path)
     state = finite_state(sam, path, dtype)
     config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every} | decoder_settings(sam)
+    if setting is not None:
+        about["setting"] = for_file(setting, config)
     try:
         with whole_path(path) as partial:
             # One entry: several come in any order.
@@ -188,11 +201,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], Stated]:
 
 
 def _load_file(path: Path) -> tuple[Any, dict[str, Any]]:
-    if not is_safetensors(path):
-        return load_tensors(path), {}
-    with safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("sam_bigltl", "{}"))
-    return load_tensors(path), dict(about)
+    return load_tensors(path), read_metadata(path)
 
 
 def _build(config: EncoderConfig, state: dict[str, Tensor], stated: Stated, path: Path) -> Sam:

@@ -22,6 +22,12 @@ def is_hidden(name: str | PurePath) -> bool:
     return any(part.startswith(".") and part != ".." for part in PurePath(name).parts)
 
 
+def photos_in(folder: Path) -> list[tuple[str, Path]]:
+    """The photographs in a folder and its subfolders, by the order of their paths: names relative to it, and paths."""
+    found = ((each, str(each.relative_to(folder))) for each in folder.rglob("*") if each.suffix.lower() in SUFFIXES)
+    return [(name, each) for each, name in sorted(found) if not is_hidden(name)]
+
+
 def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Iterator[Tensor]:
     """`count` random photographs of a folder (all, if there are fewer), preprocessed: each (1, 3, S, S)."""
     folder = Path(folder)

@@ -23,7 +23,7 @@ from ..errors import InputError
 from .coco import CROWD, CocoImage, Usage, check_image_files, read_coco, read_photo
 from .files import encodable
 from .images import decode_image, read_image
-from .photos import SUFFIXES, is_hidden, preprocess
+from .photos import SUFFIXES, photos_in, preprocess
 from .rle import check_rle
 from .shards import ADDRESS, ENDINGS, Files, expand, read_files, samples, shards_in
 from .skipped import Skipped
@@ -252,11 +252,10 @@ def open_source(data: str, images: Path | None = None, addresses: bool = False, 
         shards = shards_in(path)
         if shards:
             return ShardSource(shards)
-        found = ((str(each.relative_to(path)), each) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
-        photos = sorted((each, key) for key, each in found if not is_hidden(key))
+        photos = photos_in(path)
         if not photos:
             raise InputError(f"{data} has neither photographs nor tar shards")
-        return ListedSource([(key, each, None) for each, key in photos])
+        return ListedSource([(key, each, None) for key, each in photos])
     if any(mark in path.name.lower() for mark in (*ENDINGS, "{")) or (addresses and ADDRESS.match(data)):
         return ShardSource(expand(data, addresses), addresses)
     raise InputError(f"{data} is neither a COCO-format .json, nor a folder, nor .tar shards")

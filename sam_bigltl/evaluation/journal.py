@@ -6,13 +6,11 @@ Several processes write one file each into the same folder; whoever reads takes 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import cannot_write
+from ..data.jsonl import append_line, cut_torn_line, read_lines
 from ..errors import InputError
 from .results import InstanceResult
 
@@ -55,9 +53,9 @@ class Journal:
         self.path = folder / f"journal-{rank}.jsonl"
         self.settings = json.loads(json.dumps(settings))
         if self.path.exists():
-            _cut_torn_line(self.path)  # of another process it may be one that is being written
+            cut_torn_line(self.path)  # of another process it may be one that is being written
         for path in self._paths():
-            header = next(_lines(path), None)
+            header = next(read_lines(path), None)
             stored = header.get("settings") if header is not None else self.settings
             if stored != self.settings:
                 stored = stored if isinstance(stored, dict) else {}
@@ -76,7 +74,7 @@ class Journal:
         """Every image on record, from all files; by image id."""
         found: dict[int | str, ImageRecord] = {}
         for path in self._paths():
-            for line in _lines(path):
+            for line in read_lines(path):
                 if "settings" in line:
                     continue
                 try:
@@ -92,13 +90,7 @@ class Journal:
         self._append(asdict(record))
 
     def _append(self, line: dict[str, Any]) -> None:
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, separators=(",", ":")) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:  # what is torn of the line is cut off by the next run
-            raise cannot_write(self.path, error, "make room, then the same command goes on where it stopped") from None
+        append_line(self.path, line)
 
 
 def remove_journals(folder: Path) -> None:
@@ -108,31 +100,3 @@ def remove_journals(folder: Path) -> None:
             path.unlink()
         except OSError as error:
             raise InputError(f"{path} cannot be removed: {error.strerror}") from None
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop a last line that a killed process left without its end."""
-    try:
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            with open(path, "r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be used: {error.strerror}; use another --output") from None
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    content = json.loads(line)
-                except (ValueError, RecursionError):
-                    content = None
-                if not isinstance(content, dict):
-                    raise InputError(f"{path} is damaged in line {number}: delete it, or use --restart")
-                yield content
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; use another --output") from None

@@ -158,10 +158,7 @@ class Trunk(nn.Module):
                 )
             build.load()
         set_precision(self, dtype)
-        module: Any
-        for module in self.modules():
-            if hasattr(module, "native"):
-                module.native = native
+        use_kernels(self, native)
         keep_freed_memory()
         if compile:
             # The limit counts the graphs of all encoders together; what is beyond it would run uncompiled in silence.
@@ -288,6 +285,14 @@ class Trunk(nn.Module):
             raise InputError("keep_ratio 'auto' chooses anew for every image: set a number before the model is traced")
         mass = scores.detach().sort(dim=1, descending=True).values.cumsum(dim=1)
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
+
+
+def use_kernels(encoder: nn.Module, native: bool) -> None:
+    """Let an encoder compute with the C++ kernels or without them, in place."""
+    module: Any
+    for module in encoder.modules():
+        if hasattr(module, "native"):
+            module.native = native
 
 
 def _learns() -> bool:

@@ -69,12 +69,13 @@ class SamPredictor(segment_anything.SamPredictor):
         *,
         keep_ratio: float | tuple[float, ...] | str | None = None,
         device: str | torch.device | None = None,
+        tuned: bool = False,
         **download: Any,
     ) -> SamPredictor:
         """A predictor of a folder or of a Hugging Face repository, see `sam_bigltl.hub.from_pretrained`."""
         from ..convert.hub import from_pretrained
 
-        return cls(from_pretrained(name, keep_ratio=keep_ratio, device=device, **download))
+        return cls(from_pretrained(name, keep_ratio=keep_ratio, device=device, tuned=tuned, **download))
 
     @property
     def route(self) -> Route | None:

@@ -23,7 +23,7 @@ from ..errors import InputError
 from .cache import EmbeddingCache
 from .config import LoopConfig
 from .engine import Batch, Loop
-from .frames import FrameConfig, FrameStreams, Part
+from .frames import Embeddings, FrameConfig, FrameStreams, Part
 from .objectives import EmbeddingObjective, PromptObjective, Weights
 
 
@@ -77,7 +77,7 @@ class Distiller(Loop):
         source: Source,
         config: DistillConfig,
         output: Path,
-        cache: EmbeddingCache | None = None,
+        cache: Embeddings | None = None,
         validate: Callable[[dict[str, Tensor]], list[dict]] | None = None,
     ) -> None:
         teacher.eval().requires_grad_(False)

@@ -69,7 +69,7 @@ class Loop(ABC):
         except OSError as error:
             raise InputError(f"cannot make the folder {output}: {error.strerror}") from None
         self.optimizers = self.make_optimizers()
-        self.average = {name: value.detach().clone() for name, value in sam.state_dict().items()}
+        self.average = {name: value.detach().clone() for name, value in self.weights().items()}
 
     @abstractmethod
     def micro_batches(self) -> Generator[list[Batch], None, None]:
@@ -81,6 +81,19 @@ class Loop(ABC):
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizers, which share the schedule of `config`."""
         return make_optimizers(self.sam, self.config)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, averaged and kept in the state, as it is now."""
+        return self.sam.state_dict()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no step to come."""
+        return self.step >= self.config.end
+
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        return learning_rate(self.config, self.step)
 
     @property
     def routed(self) -> nn.Module:
@@ -104,6 +117,13 @@ class Loop(ABC):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
+    progress = True  # whether a terminal sees a bar
+
+    @property
+    def expected_steps(self) -> int | None:
+        """How many steps there will be, if that is known."""
+        return self.config.end
+
     @property
     def state_path(self) -> Path:
         return self.output / "state.pt"
@@ -119,7 +139,7 @@ class Loop(ABC):
         if not self.first:
             return
         state = {
-            "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "model": self.sam.state_dict(),
+            "config": asdict(self.config), "step": self.step, "seconds": self.seconds, "model": self.weights(),
             "average": self.average, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": torch.get_rng_state(), "window": self.window, "extra": extra,
         }  # fmt: skip
@@ -154,7 +174,7 @@ class Loop(ABC):
         for weights in (state["model"], state["average"]):
             if _shapes(weights) != _shapes(self.average):
                 raise InputError(f"{self.output} holds the run of another --model")
-        self.sam.load_state_dict(state["model"])
+        self.sam.load_state_dict(state["model"], strict=False)  # its names have been compared
         self.average = {name: value.to(self.device) for name, value in state["average"].items()}
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -164,7 +184,7 @@ class Loop(ABC):
 
     def averaged(self) -> dict[str, Tensor]:
         """The weights to ship."""
-        return self.average if self.config.ema else self.sam.state_dict()
+        return self.average if self.config.ema else self.weights()
 
     @flush_denormals()
     def run(self) -> None:
@@ -184,20 +204,20 @@ class Loop(ABC):
             self._validate()
         window = self.window
         self._train_mode()
-        batches = self.micro_batches() if self.step < config.end else _no_batches()
+        batches = _no_batches() if self.ended else self.micro_batches()
         with (
             closing(batches),
             worker_failures(),
             interrupt_flag(self.accelerator.num_processes == 1) as interrupted,
             tqdm(
-                total=config.end,
+                total=self.expected_steps,
                 initial=self.step,
                 unit="step",
                 dynamic_ncols=True,
-                disable=None if self.first else True,
+                disable=None if self.first and self.progress else True,
             ) as bar,
         ):
-            while self.step < config.end:
+            while not self.ended:
                 parts = self._next(batches)
                 began = time.perf_counter()
                 parts = [{key: value.to(device, non_blocking=True) for key, value in part.items()} for part in parts]
@@ -206,7 +226,7 @@ class Loop(ABC):
                 self.step += 1
                 self.seconds += window[-1]["time"]
                 bar.update()
-                last, stop = self.step == config.end, self._anywhere(interrupted())
+                last, stop = self.ended, self._anywhere(interrupted())
                 if self.step % config.log_every == 0 or last:
                     row = self._log_row(window, bar)
                     self._append("log.csv", row)
@@ -240,7 +260,7 @@ class Loop(ABC):
 
     def _validation_is_due(self) -> bool:
         every = self.config.val_every
-        return self.step == self.config.end or bool(every and self.step and self.step % every == 0)
+        return self.ended or bool(every and self.step and self.step % every == 0)
 
     def _validate(self) -> None:
         if self.validate is None or not self.first:
@@ -279,7 +299,7 @@ class Loop(ABC):
         ratio = 1.0 if getattr(encoder, "is_dense", True) else self.draw_keep_ratio()
         if isinstance(encoder, Trunk):  # not another library's model
             encoder.keep_ratio = ratio
-        rate = learning_rate(config, self.step)
+        rate = self.rate()
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = rate * group.get("share", 1.0)
@@ -308,7 +328,7 @@ class Loop(ABC):
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.config.ema else 0.0
-        for name, value in self.sam.state_dict().items():
+        for name, value in self.weights().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
             else:

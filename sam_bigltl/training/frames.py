@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -22,9 +22,15 @@ from ..data.sources import GIVE_UP, Cursor, Photo, Source
 from ..errors import InputError
 from ..evaluation.prompts import tight_box
 from ..modeling.decode import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
-from .cache import EmbeddingCache
 
 MIN_PIXELS = 12  # of an object that is prompted, in the frame
+
+
+class Embeddings(Protocol):
+    """The teacher's, such as an `EmbeddingCache`."""
+
+    def get(self, key: str) -> np.ndarray | None:
+        """That of a photograph, (C, g, g), or None."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,12 @@ class FrameStreams(IterableDataset):
         each: images a stream and step.
         cursors: where each stream is.
         step: the step that comes next.
-        cache: of the teacher's embeddings, which then come along as "embedding" (C, g, g) float16.
+        cache: of the teacher's embeddings, which then come along as "embedding".
     """
 
     def __init__(
         self, source: Source, config: FrameConfig, streams: Sequence[int], count: int, each: int, seed: int,
-        cursors: dict[int, Cursor], step: int, cache: EmbeddingCache | None = None,
+        cursors: dict[int, Cursor], step: int, cache: Embeddings | None = None,
     ) -> None:  # fmt: skip
         self.source, self.config, self.streams, self.count, self.each = source, config, list(streams), count, each
         self.seed, self.cursors, self.step, self.cache = seed, cursors, step, cache

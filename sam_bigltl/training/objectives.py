@@ -28,6 +28,7 @@ class Weights:
         embedding: 1 - cosine (the paper's L_fd) plus relative squared error of the embedding.
         layers: relative squared error of the tokens after each stage, for students of the teacher's width.
         router: cross-entropy of the router's scores with the little path's error, likewise.
+        padding: whether the embedding's losses count the padding beside the photograph, which the decoder sees, too.
         masks: of stage 2: of `bce` and `dice`, 5 and 5 as EdgeSAM has them, and 1 of the IoU head.
     """
 
@@ -35,6 +36,7 @@ class Weights:
     layers: float = 0.0
     router: float = 0.0
     masks: float = 1.0
+    padding: bool = False
 
 
 class EmbeddingObjective(nn.Module):
@@ -71,7 +73,8 @@ class EmbeddingObjective(nn.Module):
         grid = ours.shape[-2:]
         patch = encoder.patch_size
         valid = _inside(batch["size"], grid, patch)
-        cosine, mse = embedding_loss(ours, theirs, valid)
+        counted = torch.ones_like(valid) if weights.padding else valid
+        cosine, mse = embedding_loss(ours, theirs, counted)
         out = {"loss": weights.embedding * (cosine + mse), "cosine": cosine, "mse": mse}
         if wants_layers:
             out |= self._stages(taps, layers, valid.flatten(1))

@@ -19,12 +19,16 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     """Linear warm-up, then a cosine from `lr` to `final_lr * lr`."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return cosine(config, (step - config.warmup) / max(1, config.steps - config.warmup))
+
+
+def cosine(config: LoopConfig, progress: float) -> float:
+    """The learning rate after a share of the steps, without the warm-up."""
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]:
-    """Weight decay on matrices and kernels only; prompt encoder and decoder left out where they are frozen.
+    """Weight decay on matrices and kernels only; what is frozen is left out, and prompt encoder and decoder may be.
 
     Each group has a `share` of the schedule's learning rate: `stem_lr` for a pretrained stem's convolutions, else 1.
     """
@@ -35,6 +39,8 @@ def make_optimizers(sam: Sam, config: LoopConfig) -> list[torch.optim.Optimizer]
     for name, parameter in sam.named_parameters():
         if not config.train_decoder and not name.startswith("image_encoder."):
             parameter.requires_grad_(False)
+        elif not parameter.requires_grad:
+            continue
         elif re.match(r"image_encoder\.patch_embed\.(first|stages)\.", name):
             stem.append(parameter)
         elif parameter.ndim < 2 or re.search(r"pos_embed|rel_pos|_tokens?\.weight|point_embed|_embed\.weight", name):
