@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from little_models import dense_config, dense_sam, embed, encoder_images, enliven, small_reference_sam
-from research import reparametrise
+from research import outliers, reparametrise
 from research.reparametrise import reparametrised
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
@@ -84,6 +86,16 @@ def test_only_before_conversion() -> None:
     sam = convert_sam(dense_sam())
     with pytest.raises(InputError, match="has a little path: re-parametrise it before"):
         reparametrised(sam, encoder_images(sam))
+
+
+def test_the_script_needs_photographs_to_measure_on(tmp_path: Path) -> None:
+    photos = tmp_path / "photos.txt"
+    arguments = Namespace(images=photos, fit=2, objects=16)
+    with pytest.raises(InputError, match="cannot read .*photos.txt, a list of photographs, one path a line"):
+        outliers.run(arguments)
+    photos.write_text("a.jpg\nb.jpg\n\n")
+    with pytest.raises(InputError, match="--fit 2 leaves no photograph to measure on: .*photos.txt names 2"):
+        outliers.run(arguments)
 
 
 # ---------------------------------------------------------------- rounding
