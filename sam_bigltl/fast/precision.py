@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .kernels import round_kernels
 from .quantize import quantize_encoder
 from .rescale import centre_keys
 
@@ -37,4 +38,5 @@ def set_precision(encoder: nn.Module, name: str) -> nn.Module:
     check_precision(name, torch.device("cpu"))
     if name == "bfloat16" and all(hasattr(encoder, part) for part in _OURS):
         centre_keys(encoder)  # while the weights have all their digits
+        round_kernels(encoder)
     return encoder.to(PRECISIONS[name])
