@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from .kernels import round_kernels
 from .quantize import quantize_encoder
+from .rescale import centre_keys
 
 # What this project's ViTs have and others lack. By hasattr: a Protocol sees no parts of a module from Python 3.12 on.
 _OURS = ("blocks", "pos_embed", "keep_ratio")
@@ -34,4 +36,7 @@ def set_precision(encoder: nn.Module, name: str) -> nn.Module:
         check_precision(name, next(encoder.parameters()).device)
         return quantize_encoder(encoder)
     check_precision(name, torch.device("cpu"))
+    if name == "bfloat16" and all(hasattr(encoder, part) for part in _OURS):
+        centre_keys(encoder)  # while the weights have all their digits
+        round_kernels(encoder)
     return encoder.to(PRECISIONS[name])

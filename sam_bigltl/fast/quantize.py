@@ -14,7 +14,9 @@ from segment_anything.modeling.common import MLPBlock
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .kernels import round_kernels
 from .native import ops
+from .rescale import centre_keys, smooth
 
 _ZERO = 128  # oneDNN's fast kernels take unsigned activations: 128 stands for 0
 
@@ -111,6 +113,9 @@ def quantize_encoder(encoder: nn.Module) -> nn.Module:
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         raise InputError("this torch was built without oneDNN: int8 needs it, use bfloat16 or float32")
+    centre_keys(encoder)
+    smooth(encoder)
+    round_kernels(encoder)
     # From the weights as they are, before the rest is rounded to bfloat16.
     packed: list[tuple[nn.Module, str, nn.Module]] = []
     blocks: Any = encoder.blocks

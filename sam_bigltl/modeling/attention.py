@@ -161,6 +161,7 @@ class SemiCrossAttention(nn.Module):
         little_dim: little width C_E; 0 for a dense model, which has no little stream.
     """
 
+    rescalable = True  # see `fast.rescale`
     # Relative positions, both or neither.
     rel_pos_h: nn.Parameter | None
     rel_pos_w: nn.Parameter | None
@@ -331,6 +332,8 @@ class WindowAttention(nn.Module):
         dim: little width C_E.
         num_heads: heads.
     """
+
+    rescalable = True  # see `fast.rescale`
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

@@ -49,6 +49,8 @@ class PBlock(nn.Module):
         drop_path: how often training skips what one half of the block adds, per image (stochastic depth).
     """
 
+    rescalable = True  # see `fast.rescale`
+
     def __init__(
         self,
         dim: int,
@@ -124,6 +126,8 @@ class EBlock(nn.Module):
         num_heads: heads.
         mlp_ratio: hidden width of the MLP over C_E.
     """
+
+    rescalable = True  # see `fast.rescale`
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()

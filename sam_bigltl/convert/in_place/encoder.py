@@ -75,6 +75,7 @@ class InPlaceEncoder(BigLittleEncoder):
         if norm_only:
             self.neck = nn.Sequential(LayerNorm2d(config.dim))
         self._is_copy = False
+        self._rescaled: dict[str, Tensor] = {}  # of a copy: what is not the original rounded, see `fast.rescale`
 
     @property
     def taps(self) -> Taps | None:
@@ -179,6 +180,12 @@ class InPlaceEncoder(BigLittleEncoder):
         result._is_copy = False  # while it is converted
         BigLittleEncoder.optimize(result, chosen.dtype, native=chosen.native)
         result._is_copy = result is not self
+        if result._is_copy:
+            given = dict(_tensors(self))
+            result._rescaled = {
+                name: value.detach().clone() for name, value in _tensors(result)
+                if name in given and not torch.equal(given[name].detach().to(value.dtype), value.detach())
+            }  # fmt: skip
         result.format = chosen
         return result
 
@@ -200,6 +207,8 @@ class InPlaceEncoder(BigLittleEncoder):
             for name, value in _tensors(self.exact):
                 if (own := mine.get(name)) is not None:
                     own = own.detach().to(value.device)
+                    if name in self._rescaled and torch.equal(self._rescaled[name].to(own.device), own):
+                        continue
                     if not torch.equal(value.detach().to(own.dtype), own):
                         value.data.copy_(own)
         return self.exact
@@ -260,6 +269,10 @@ class InPlaceEncoder(BigLittleEncoder):
             for name, value in own.items():
                 if (loaded := state_dict.get(prefix + name)) is not None and loaded.shape == value.shape:
                     value.data.copy_(loaded)
+            # What comes in is not rescaled, and what stays must suit it: keys of both streams have one shift.
+            for name in self._rescaled:
+                _get(self, name).data.copy_(own[name].detach())
+            self._rescaled.clear()
         for name in self._added():
             state_dict.setdefault(prefix + name, _get(self, name).detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
