@@ -7,7 +7,7 @@ box and with its point.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +55,45 @@ class Reference:
         rows, columns = (-(-length * side // frame) for length in self.input_size)
         return slice(rows), slice(columns)
 
+    def first(self, objects: int) -> Reference:
+        """The same with fewer objects, evenly by area."""
+        kept = _evenly(len(self.points), objects)
+        rows = np.concatenate([kept, kept + len(self.points)])
+        return replace(
+            self, points=self.points[kept], boxes=self.boxes[kept], output=self.output[kept], masks=self.masks[rows]
+        )
 
-def references(teacher: Sam, weights: str, paths: Sequence[Path], cache: Path) -> Iterator[Reference]:
-    """Of each photograph, computed once: `cache` is a folder that keeps them by the teacher's hash, `weights`."""
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+
+
+def references(teacher: Sam, weights: str, paths: Sequence[Path], cache: Path, objects: int) -> Iterator[Reference]:
+    """Of each photograph, computed once: `cache` is a folder that keeps them by the teacher's hash, `weights`.
+
+    Without `objects`, the image and its embedding alone.
+    """
     for path in paths:
+        if not objects:
+            yield _make(teacher, read_image(path), everything=False)
+            continue
         kept = cache / f"{weights[:12]}-{sha256(path)[:16]}-{GRID}-{OBJECTS}.pt"
         if not kept.exists():
             with whole_path(kept) as partial:
                 torch.save(vars(_make(teacher, read_image(path))), partial)
-        yield Reference(**torch.load(kept, weights_only=False))
+        yield Reference(**torch.load(kept, weights_only=False)).first(objects)
 
 
-def _make(teacher: Sam, pixels: np.ndarray) -> Reference:
-    found = SamAutomaticMaskGenerator(teacher, GRID, pred_iou_thresh=IOU, stability_score_thresh=STABILITY).generate(pixels)
+def _make(teacher: Sam, pixels: np.ndarray, everything: bool = True) -> Reference:
+    found = (
+        []
+        if not everything
+        else SamAutomaticMaskGenerator(teacher, GRID, pred_iou_thresh=IOU, stability_score_thresh=STABILITY).generate(
+            pixels
+        )
+    )
     found = sorted(found, key=lambda each: each["area"])
-    chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(OBJECTS, len(found))).round().astype(int))]
+    chosen = [found[i] for i in _evenly(len(found), OBJECTS)]
     predictor = SamPredictor(teacher)
     predictor.set_image(pixels)
     transform, size = predictor.transform, pixels.shape[:2]
@@ -84,7 +108,7 @@ def _make(teacher: Sam, pixels: np.ndarray) -> Reference:
         torch.zeros(len(chosen), dtype=torch.long), np.zeros(0), predictor.get_image_embedding(),
     )  # fmt: skip
     masks, output = _masks(predictor, reference, None)
-    return Reference(**vars(reference) | {"masks": np.packbits(masks, axis=-1), "output": output})
+    return replace(reference, masks=np.packbits(masks, axis=-1), output=output)
 
 
 @torch.no_grad()
@@ -136,7 +160,9 @@ def agreement(sam: Sam, references: Sequence[Reference]) -> dict[str, float]:
         either = (masks | wanted).sum(axis=(1, 2))
         ious.append((both / np.maximum(either, 1)).reshape(2, -1))
     iou = np.concatenate(ious, axis=1)
+    if not iou.size:
+        return {"error": off / total}
     return {
         "error": off / total, "mean": iou.mean(), "p5": np.quantile(iou, 0.05), "above_0.9": (iou > 0.9).mean(),
-        "box": iou[0].mean(), "point": iou[1].mean(),
+        "box": iou[0].mean(), "point": iou[1].mean(), "prompts": iou.size,
     }  # fmt: skip

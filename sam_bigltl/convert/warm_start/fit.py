@@ -30,6 +30,7 @@ from ...modeling.encoder import BigLittleEncoder
 from ...modeling.routing import Geometry
 from .features import fit_block, teacher_units
 from .moments import RIDGE, Moments
+from .photo import photo_tokens
 from .router import fit_router
 
 
@@ -57,6 +58,8 @@ class Recipe:
     change: float = 1.0
     ridge: float = RIDGE
     steps: int = 20
+    fusion: bool = False
+    twice: bool = False
 
 
 BEFORE = Recipe(ratios=(), units=None, router="log", photo_only=False, channels=False)
@@ -111,7 +114,9 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
         small = encoder._geometry(grid, encoder.config.little_window, image.device)
         tokens = embedded.flatten(1, 2).contiguous()
         ratio = recipe.ratios[len(states) % len(recipe.ratios)] if recipe.ratios else 1.0
-        states.append(_Image(tokens, tokens, _photo(image, grid) if recipe.photo_only else _all(tokens), ratio))
+        states.append(
+            _Image(tokens, tokens, _photo(image, encoder.patch_size) if recipe.photo_only else _all(tokens), ratio)
+        )
     if big is None or small is None:
         raise InputError("the warm start needs photographs, and there are none")
     block: Any
@@ -136,14 +141,9 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
 PADDING = 0.02  # weight of a token outside the photograph: other tokens see it, but no mask is there
 
 
-def _photo(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Weights (N,) of the tokens: 1 in the photograph, little in the zeros that `Sam.preprocess` adds to it."""
-    filled = (image[0] != 0).any(dim=0)  # (S, S)
-    patch = image.shape[-1] // grid[1]
-    rows, columns = (-(-int(filled.any(dim=d).sum()) // patch) for d in (1, 0))
-    weight = torch.full(grid, PADDING, device=image.device)
-    weight[:rows, :columns] = 1
-    return weight.flatten() if rows and columns else torch.ones_like(weight).flatten()
+def _photo(image: Tensor, patch: int) -> Tensor:
+    """Weights (N,) of the tokens."""
+    return torch.where(photo_tokens(image, patch).flatten(), 1.0, PADDING)
 
 
 def _all(tokens: Tensor) -> Tensor:
@@ -169,6 +169,7 @@ def _fit_group(
     _fit_down(transition.down, moments, [*scales, metric], recipe.change)
     del moments
 
+    starts = [state.teacher for state in states]
     for state in states:
         state.little = transition.down(state.x)[0]
     for block, little_block in zip(blocks, little_blocks):
@@ -182,12 +183,51 @@ def _fit_group(
         if recipe.units:
             teacher_units(little_block, block, units) if recipe.units == "teacher" else None
             fit_block(little_block, states, metric, recipe)
-    for state in states:  # after a pass for each part, so that no image holds more than three sets of tokens
-        state.teacher = torch.empty(0)
     _fit_up(transition.up, states, None, recipe)
     _route(transition, states, recipe)
     if recipe.rest != 1.0:
         _fit_up(transition.up, states, transition, recipe)
+    if recipe.fusion:
+        _fuse(encoder, transition, layers, states, starts, big, recipe)
+
+
+def _fuse(encoder, transition, layers, states, starts, big, recipe):
+    """Correct selected tokens for what approximate keys, values and inputs cost them, before each MLP."""
+    from ...modeling.calls import Routed
+    from ...modeling.routing import Selection, top_tokens
+
+    small = encoder._geometry(big.grid, encoder.config.little_window, starts[0].device)
+    on = []
+    for state, start in zip(states, starts):
+        little = transition.down(state.x)
+        count = max(1, round(state.ratio * little.shape[1]))
+        selection = Selection(top_tokens(transition.router(little), count), big)
+        on.append([selection, little, selection.gather(state.x), start])
+    for layer in layers:
+        block = encoder.blocks[layer]
+        block.gamma.zero_()
+        m = Moments(recipe.ridge)
+        caught = []
+        hook = block.norm2.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        a = b = 0
+        for item, state in zip(on, states):
+            selection, little, x, t = item
+            caught.clear()
+            block(x, Routed(little, selection, big))
+            item[3] = call(block, big.on_grid(t), big, PBlock).flatten(1, -2)
+            own, middle = caught
+            lack = (selection.gather(middle.flatten(1, -2)) - own)[0]
+            m.add(selection.gather(little)[0], lack, state.weight[selection.indices[0]])
+            a += lack.square().sum().item()
+            b += len(lack)
+        hook.remove()
+        m.solve(block.up)
+        block.gamma.fill_(1)
+        c = 0
+        for item in on:
+            selection, little, x, t = item
+            item[2] = block(x, Routed(little, selection, big))
+            item[1] = encoder.little_blocks[layer](little, small)
 
 
 def dense(block: PBlock, x: Tensor, big: Geometry) -> tuple[Tensor, Tensor, Tensor]:
