@@ -25,16 +25,16 @@ from sam_bigltl.data.photos import preprocess
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 
 from . import ablations
-from .fit_reference import Reference, agreement, references
+from .fit_reference import agreement, references
 
 RATIOS = (0.5, 0.25, 0.125)
 COLUMNS = ("candidate", "setting", "gmacs", "error", "mean", "p5", "above_0.9", "box", "point", "prompts", "fit",
            "measured", "teacher")  # fmt: skip
-BEFORE = Recipe(ratios=(), units=None, router="log", photo_only=False, channels=False, change=1.0)
+BEFORE = Recipe(ratios=(), units=False, router="log", photo_only=False, channels=False, change=1.0)
 RECIPES = {
     "before": BEFORE,
     "sequential": replace(BEFORE, ratios=RATIOS),
-    "blocks": replace(BEFORE, ratios=RATIOS, units="teacher"),
+    "blocks": replace(BEFORE, ratios=RATIOS, units=True),
     "all": Recipe(),
 }
 RIVALS: dict[str, tuple[Callable[[Sam, float], Sam], tuple[float, ...]]] = {

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .moments import Moments
 
+STEPS = 20  # of alternating least squares; 60 gave the same error
+
 
 def teacher_units(little_block: Any, block: Any, moments: Moments) -> None:
     """Give an E-block's MLP the hidden units of the big block's that matter most.
@@ -36,7 +38,7 @@ def teacher_units(little_block: Any, block: Any, moments: Moments) -> None:
     lin1.bias[: len(chosen)].copy_(bias[chosen])
 
 
-def fit_block(little_block: Any, states: list[Any], metric: Tensor, recipe: Any) -> None:
+def fit_block(little_block: Any, states: list[Any], metric: Tensor, ridge: float) -> None:
     """Fit the second layer of an E-block's MLP to what the tokens lack, and move the little streams past the block.
 
     `up` is linear and comes later: both are found in turn, each by least squares, from the same sums.
@@ -46,7 +48,7 @@ def fit_block(little_block: Any, states: list[Any], metric: Tensor, recipe: Any)
         metric: weight of each channel of the lack, (C,).
     """
     mlp, norm = little_block.mlp, little_block.norm2
-    moments = Moments(recipe.ridge)
+    moments = Moments(ridge)
     for state in states:
         hidden = mlp.act(mlp.lin1(norm(state.little)))
         moments.add(torch.cat([state.little, hidden], dim=1), state.lack, state.weight)
@@ -58,10 +60,10 @@ def fit_block(little_block: Any, states: list[Any], metric: Tensor, recipe: Any)
     inner = xx[width:, width:] / torch.outer(scale, scale)
     hidden_y = xy[width:] / scale[:, None]
     second = torch.zeros(len(scale), width, dtype=xx.dtype, device=xx.device)  # (hidden, C_E), scaled
-    for _ in range(recipe.steps):
+    for _ in range(STEPS):
         half = cross @ second
         stream = little + half + half.T + second.T @ inner @ second  # covariance of the stream after the block
-        stream = stream + torch.diag(stream.diagonal() * recipe.ridge)
+        stream = stream + torch.diag(stream.diagonal() * ridge)
         up = torch.linalg.solve(stream, xy[:width] + second.T @ hidden_y)  # (C_E, C)
         gram = up @ up.T
         gram = gram + torch.eye(width, dtype=gram.dtype, device=gram.device) * gram.diagonal().mean() * 1e-3

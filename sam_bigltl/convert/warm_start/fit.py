@@ -15,8 +15,8 @@ gets is what this model gives it, and what it is fitted to are the teacher's tok
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from segment_anything.modeling import Sam
@@ -33,36 +33,33 @@ from .moments import RIDGE, Moments
 from .photo import photo_tokens
 from .router import fit_router
 
+PADDING = 0.02  # weight of a token outside the photograph: other tokens see it, but no mask is there
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the fit does; the parts are apart so that eval/research/fit_study.py can measure each.
+    """What the fit does; each part can be left out, so that eval/research/fit_study.py can measure it.
 
     Attributes:
         ratios: keep ratios that the images run at, in turn; none fits every group to the teacher's own activations.
-        units: where the E-blocks' hidden units come from: "teacher", "random", or None, which leaves the blocks out.
+        units: give E-blocks hidden units of the teacher; else they add nothing.
         router: "share" of the image's error, or "log" of the error.
-        rest: how much more than others tokens weigh that would not be selected.
         photo_only: fit to the photograph, not to the padding of the frame.
-        channels: weigh channels of the change by what later layers read of them.
-        change: weight of the change against a layer's keys and values, where `down` is chosen.
+        channels: weigh channels by what reads them, where `down` is chosen.
+        change: weight of the change against the keys and values of a layer, where `down` is chosen.
         ridge: of every regression, see `Moments`.
     """
 
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
-    units: str | None = "teacher"
-    router: str = "share"
-    rest: float = 1.0
+    units: bool = True
+    router: Literal["share", "log"] = "share"
     photo_only: bool = True
     channels: bool = True
-    change: float = 1.0
+    change: float = 2.0
     ridge: float = RIDGE
-    steps: int = 20
-    fusion: bool = False
-    twice: bool = False
 
 
-BEFORE = Recipe(ratios=(), units=None, router="log", photo_only=False, channels=False)
+_DEFAULT = Recipe()
 
 
 @dataclass
@@ -70,10 +67,11 @@ class _Image:
     """One image on its way.
 
     Attributes:
-        x: tokens of the model that is fitted, (1, N, C); after: the teacher's, at the end of the group.
-        teacher: the teacher's before the layer that is fitted.
+        x: tokens of the model that is fitted, before the group, (1, N, C).
+        teacher: the teacher's tokens before the layer that is fitted.
         weight: of each token, (N,).
         ratio: keep ratio; 1.0 is the teacher itself.
+        after: the teacher's tokens after the group.
         little: little stream (N, C_E).
     """
 
@@ -81,8 +79,8 @@ class _Image:
     teacher: Tensor
     weight: Tensor
     ratio: float
-    after: Tensor = torch.empty(0)
-    little: Tensor = torch.empty(0)
+    after: Tensor = field(init=False)
+    little: Tensor = field(init=False)
 
     @property
     def lack(self) -> Tensor:
@@ -91,13 +89,14 @@ class _Image:
 
 
 @torch.no_grad()
-def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe: Recipe = Recipe()) -> None:
+def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe: Recipe = _DEFAULT) -> None:
     """Fit the little path of a converted model, in place.
 
     Args:
         sam: from `convert_sam`; its big path is the teacher and is not changed.
         images: preprocessed images (1, 3, S, S) on the model's device, as `Sam.preprocess` returns them; some dozens.
-            Each group of layers is gone through three times.
+            Three sets of tokens are held of each, and each runs through every group of layers twice in full and once
+            at a keep ratio.
         progress: show a bar where stderr is a terminal.
         recipe: what is fitted, for studies.
 
@@ -106,19 +105,19 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
     """
     encoder: BigLittleEncoder = sam.image_encoder
     states: list[_Image] = []
-    big = small = None
     for image in images:
         embedded = encoder.embed_patches(image)
         grid = (int(embedded.shape[1]), int(embedded.shape[2]))
-        big = encoder._geometry(grid, encoder.config.window, image.device)
-        small = encoder._geometry(grid, encoder.config.little_window, image.device)
         tokens = embedded.flatten(1, 2).contiguous()
+        weight = tokens.new_ones(tokens.shape[1], dtype=torch.float32)
+        if recipe.photo_only:
+            weight[~photo_tokens(image, encoder.patch_size).flatten()] = PADDING
         ratio = recipe.ratios[len(states) % len(recipe.ratios)] if recipe.ratios else 1.0
-        states.append(
-            _Image(tokens, tokens, _photo(image, encoder.patch_size) if recipe.photo_only else _all(tokens), ratio)
-        )
-    if big is None or small is None:
+        states.append(_Image(tokens, tokens, weight, ratio))
+    if not states:
         raise InputError("the warm start needs photographs, and there are none")
+    big = encoder._geometry(grid, encoder.config.window, tokens.device)
+    small = encoder._geometry(grid, encoder.config.little_window, tokens.device)
     block: Any
     for block in encoder.little_blocks:
         for layer in (block.attn.proj, block.mlp.lin2):
@@ -126,9 +125,8 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
             layer.bias.zero_()
     groups = list(zip(encoder.transitions, encoder.config.groups))
     # disable=None: no bar where stderr is no terminal
-    for index, (transition, (_, layers)) in enumerate(
-        tqdm(groups, desc="warm start", disable=None if progress else True)
-    ):
+    bar = tqdm(groups, desc="warm start", disable=None if progress else True)
+    for index, (transition, (_, layers)) in enumerate(bar):
         _fit_group(encoder, transition, layers, states, big, recipe)
         for state in states if index + 1 < len(groups) else ():
             if state.ratio == 1.0:
@@ -138,99 +136,48 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
             state.teacher = state.after
 
 
-PADDING = 0.02  # weight of a token outside the photograph: other tokens see it, but no mask is there
-
-
-def _photo(image: Tensor, patch: int) -> Tensor:
-    """Weights (N,) of the tokens."""
-    return torch.where(photo_tokens(image, patch).flatten(), 1.0, PADDING)
-
-
-def _all(tokens: Tensor) -> Tensor:
-    return torch.ones(tokens.shape[1], device=tokens.device)
-
-
 def _fit_group(
     encoder: BigLittleEncoder, transition: Any, layers: range, states: list[_Image], big: Geometry, recipe: Recipe
 ) -> None:
     """Fit one group; leaves the teacher's tokens after it in `after`."""
     blocks: list[Any] = [encoder.blocks[layer] for layer in layers]
     little_blocks: list[Any] = [encoder.little_blocks[layer] for layer in layers]
-    metric = _read_later(encoder, layers[-1]) if recipe.channels else torch.ones(encoder.config.dim)
     moments = Moments(recipe.ridge)
     for state in states:
         tokens, keys_values = state.teacher, []
         for block in blocks:
-            tokens, own, _ = dense(block, tokens, big)
+            tokens, own, _ = _dense_pass(block, tokens, big)
             keys_values.append(own)
         state.after = tokens
         moments.add(state.x[0], torch.cat([*keys_values, state.lack], dim=-1), state.weight)
-    scales = [_key_value_scale(block) if recipe.channels else torch.ones(2 * encoder.config.dim) for block in blocks]
-    _fit_down(transition.down, moments, [*scales, metric], recipe.change)
+    parts = [_read_inside(block) for block in blocks] + [_read_later(encoder, layers[-1])]
+    if not recipe.channels:
+        parts = [torch.ones_like(part) for part in parts]
+    _fit_down(transition.down, moments, parts, recipe.change)
     del moments
 
-    starts = [state.teacher for state in states]
     for state in states:
         state.little = transition.down(state.x)[0]
     for block, little_block in zip(blocks, little_blocks):
-        by_layer, units = Moments(recipe.ridge), Moments(recipe.ridge)
+        regression, units = Moments(recipe.ridge), Moments(recipe.ridge)
         for state in states:
-            state.teacher, keys_values, middle = dense(block, state.teacher, big)
-            by_layer.add(block.norm_little(state.little), keys_values, state.weight)
-            if recipe.units == "teacher":
+            state.teacher, own, middle = _dense_pass(block, state.teacher, big)
+            regression.add(block.norm_little(state.little), own, state.weight)
+            if recipe.units:
                 units.add(little_block.norm2(state.little), block.mlp.lin1(block.norm2(middle))[0], state.weight)
-        by_layer.solve(block.attn.kv_little)
+        regression.solve(block.attn.kv_little)
         if recipe.units:
-            teacher_units(little_block, block, units) if recipe.units == "teacher" else None
-            fit_block(little_block, states, metric, recipe)
-    _fit_up(transition.up, states, None, recipe)
-    _route(transition, states, recipe)
-    if recipe.rest != 1.0:
-        _fit_up(transition.up, states, transition, recipe)
-    if recipe.fusion:
-        _fuse(encoder, transition, layers, states, starts, big, recipe)
+            teacher_units(little_block, block, units)
+            fit_block(little_block, states, parts[-1], recipe.ridge)
+
+    change = Moments(recipe.ridge)
+    for state in states:
+        change.add(state.little, state.lack, state.weight)
+    change.solve(transition.up)
+    _fit_router(transition, states, recipe)
 
 
-def _fuse(encoder, transition, layers, states, starts, big, recipe):
-    """Correct selected tokens for what approximate keys, values and inputs cost them, before each MLP."""
-    from ...modeling.calls import Routed
-    from ...modeling.routing import Selection, top_tokens
-
-    small = encoder._geometry(big.grid, encoder.config.little_window, starts[0].device)
-    on = []
-    for state, start in zip(states, starts):
-        little = transition.down(state.x)
-        count = max(1, round(state.ratio * little.shape[1]))
-        selection = Selection(top_tokens(transition.router(little), count), big)
-        on.append([selection, little, selection.gather(state.x), start])
-    for layer in layers:
-        block = encoder.blocks[layer]
-        block.gamma.zero_()
-        m = Moments(recipe.ridge)
-        caught = []
-        hook = block.norm2.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        a = b = 0
-        for item, state in zip(on, states):
-            selection, little, x, t = item
-            caught.clear()
-            block(x, Routed(little, selection, big))
-            item[3] = call(block, big.on_grid(t), big, PBlock).flatten(1, -2)
-            own, middle = caught
-            lack = (selection.gather(middle.flatten(1, -2)) - own)[0]
-            m.add(selection.gather(little)[0], lack, state.weight[selection.indices[0]])
-            a += lack.square().sum().item()
-            b += len(lack)
-        hook.remove()
-        m.solve(block.up)
-        block.gamma.fill_(1)
-        c = 0
-        for item in on:
-            selection, little, x, t = item
-            item[2] = block(x, Routed(little, selection, big))
-            item[1] = encoder.little_blocks[layer](little, small)
-
-
-def dense(block: PBlock, x: Tensor, big: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+def _dense_pass(block: PBlock, x: Tensor, big: Geometry) -> tuple[Tensor, Tensor, Tensor]:
     """Of the teacher's block: tokens after it (1, N, C), keys and values (N, 2C), and tokens before its MLP."""
     keys_values = block.attn.qkv(block.norm1(x))[0, :, x.shape[-1] :]
     middle: list[Tensor] = []
@@ -242,61 +189,61 @@ def dense(block: PBlock, x: Tensor, big: Geometry) -> tuple[Tensor, Tensor, Tens
     return after.flatten(1, -2), keys_values, middle[0].flatten(1, -2)
 
 
-def _fit_up(up: nn.Linear, states: list[_Image], transition: Any, recipe: Recipe) -> None:
-    """Regress what tokens lack on the little stream; with a transition, tokens that it would not select weigh more."""
-    change = Moments(recipe.ridge)
-    for state in states:
-        weight = state.weight
-        if transition is not None:
-            scores = transition.router(transition.down(state.x))[0]
-            rank = scores.argsort(descending=True).argsort() / len(scores)
-            weight = weight * torch.where(rank >= state.ratio, recipe.rest, 1.0)
-        change.add(state.little, state.lack, weight)
-    change.solve(up)
+def _fit_router(transition: Any, states: list[_Image], recipe: Recipe) -> None:
+    streams = [transition.down(state.x)[0] for state in states]
+    errors = [(state.lack - transition.up(state.little)).square().mean(dim=-1) for state in states]
+    if recipe.router == "share":
+        # A token outside the photograph has no share.
+        errors = [error * (state.weight == 1) for error, state in zip(errors, states)]
+        fit_router(transition.router.score, streams, errors)
+        return
+    logs = Moments(recipe.ridge)
+    for stream, error, state in zip(streams, errors, states):
+        logs.add(stream, error.clamp(min=1e-12).log()[:, None], state.weight)
+    logs.solve(transition.router.score)
 
 
-def _route(transition: Any, states: list[_Image], recipe: Recipe) -> None:
-    errors, littles = [], []
-    for state in states:
-        error = (state.lack - transition.up(state.little)).square().mean(dim=-1)
-        errors.append(error * (state.weight == 1) if recipe.router == "share" else error)
-        littles.append(transition.down(state.x)[0])
-    fit_router(transition.router.score, littles, errors, recipe.router, [state.weight for state in states])
+def _read_inside(block: Any) -> Tensor:
+    """How much a unit of each key and value channel moves logits and output, (2C,).
 
-
-def _key_value_scale(block: Any) -> Tensor:
-    """How much a unit of each key and value channel moves logits and output, (2C,)."""
+    Keys can be scaled up where queries are scaled down, and values where the projection is: neither changes the layer,
+    nor what is fitted.
+    """
     dim = block.attn.proj.weight.shape[0]
-    query = block.attn.qkv.weight[:dim] * block.norm1.weight
-    size = (query.square().sum(dim=1) + block.attn.qkv.bias[:dim].square()).sqrt()
-    return torch.cat([size, block.attn.proj.weight.norm(dim=0)])
+    query = (block.attn.qkv.weight[:dim] * block.norm1.weight).square().sum(dim=1)
+    reach = (query + block.attn.qkv.bias[:dim].square()).sqrt()
+    return torch.cat([_normalised(reach), _normalised(block.attn.proj.weight.norm(dim=0))])
 
 
 def _read_later(encoder: BigLittleEncoder, layer: int) -> Tensor:
-    """How strongly what comes after a layer reads each channel, (C,), of root mean square 1."""
-    total = encoder.neck[0].weight.flatten(1).square().sum(dim=0)
-    total = total / total.mean()
+    """How strongly what comes after a layer reads each channel, (C,)."""
+    read = [encoder.neck[0].weight.flatten(1).norm(dim=0)]
     block: Any
     for block in encoder.blocks[layer + 1 :]:
         for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.lin1)):
-            read = (linear.weight * norm.weight).square().sum(dim=0)
-            total = total + read / read.mean()
-    return (total / total.mean()).sqrt()
+            read.append((linear.weight * norm.weight).norm(dim=0))
+    return torch.stack([_normalised(each) for each in read]).square().mean(dim=0).sqrt()
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """x with a root mean square of 1."""
+    return x / x.square().mean().sqrt().clamp(min=1e-12)
 
 
 def _fit_down(down: nn.Linear, moments: Moments, scales: list[Tensor], change: float) -> None:
     """The best rank-C_E linear summary of x for predicting y, as uncorrelated features of unit variance.
 
-    `y` is made of keys and values of each layer, and of the change; each part weighs the same, its channels by `scales`.
+    `y` is made of keys and values of each layer, and of the change. Each part weighs the same, the change `change`
+    times as much, and channels by `scales`.
     """
     mean_x, _, xx, xy = moments.centred()
-    values, vectors = torch.linalg.eigh(xx)
-    inverse_root = vectors / values.clamp(min=values.max() * 1e-10).sqrt() @ vectors.T
+    size = xx.diagonal().sqrt()
+    values, vectors = torch.linalg.eigh(xx / torch.outer(size, size))
+    inverse_root = vectors / values.clamp(min=values.max() * 1e-10).sqrt() @ vectors.T / size
     fitted = inverse_root @ xy  # (C, q): each target's regression in whitened x
     parts = [part * scale.double() for part, scale in zip(fitted.split([len(s) for s in scales], dim=1), scales)]
-    parts = [part / part.norm() for part in parts]
-    parts[-1] = parts[-1] * change
-    fitted = torch.cat(parts, dim=1)
+    parts = [part / part.norm().clamp(min=1e-300) for part in parts]
+    fitted = torch.cat([*parts[:-1], parts[-1] * change], dim=1)
     directions = torch.linalg.eigh(fitted @ fitted.T).eigenvectors[:, -down.out_features :]  # (C, C_E)
     weight = directions.T @ inverse_root  # (C_E, C)
     down.weight.copy_(weight)

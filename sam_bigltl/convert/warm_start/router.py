@@ -7,47 +7,41 @@ from torch import Tensor, nn
 
 from .moments import Moments
 
+_STEPS = 20  # of Newton's method, at most
+_RIDGE = 1e-4  # of the curvature
 
-def fit_router(score: nn.Linear, little: list[Tensor], errors: list[Tensor], kind: str, weights: list[Tensor]) -> None:
-    """Fit scores to the errors of tokens.
 
-    "log" regresses the log of the error. "share" makes the softmax over an image, which is what the router is, as close
-    as it can be to each token's share of the image's error (least cross-entropy, by Newton's method).
+def fit_router(score: nn.Linear, little: list[Tensor], errors: list[Tensor]) -> None:
+    """Bring the router's softmax over an image as close as it can be to each token's share of the image's error.
+
+    That is the least cross-entropy, which is convex: Newton's method, from the regression of the log of the error.
 
     Args:
         score: C_E -> 1, without bias.
         little: of each image, (N, C_E).
         errors: of each image, (N,), not negative; 0 where a token must not count.
-        weights: of the tokens, (N,).
     """
-    moments = Moments()
-    for x, error, weight in zip(little, errors, weights):
-        log = error.clamp(min=1e-12).log()[:, None]
-        if kind == "log":
-            moments.add(x, log, weight)
-        else:
-            inside = weight == 1
-            moments.add(x[inside] - x[inside].mean(dim=0), log[inside] - log[inside].mean())
-    moments.solve(score)
-    if kind == "log":
+    logs = Moments()
+    for x, error in zip(little, errors):
+        counts = error > 0
+        if counts.any():
+            inside, log = x[counts], error[counts].log()[:, None]
+            logs.add(inside - inside.mean(dim=0), log - log.mean())
+    if not logs.sums:  # nothing is wrong anywhere
         return
-    solution = score.weight[0].double()
+    solution = logs.solution()[0][:, 0]
     value, gradient, curvature = _entropy(solution, little, errors)
-    for _ in range(20):
-        ridge = torch.diag(curvature.diagonal() * 1e-4 + 1e-12)
+    for _ in range(_STEPS):
+        ridge = torch.diag(curvature.diagonal() * _RIDGE + 1e-12)
         step = torch.linalg.solve(curvature + ridge, gradient)
-        length = 1.0
-        while length > 1e-3:
-            tried = solution - length * step
-            found = _entropy(tried, little, errors)
-            if found[0] < value:
-                break
-            length /= 2
-        else:
+        lengths = (0.5**halvings for halvings in range(10))
+        tries = ((tried, _entropy(tried, little, errors)) for tried in (solution - length * step for length in lengths))
+        better = next(((tried, found) for tried, found in tries if found[0] < value), None)
+        if better is None:
             break
-        gain = value - found[0]
-        solution, (value, gradient, curvature) = tried, found
-        if gain < 1e-6 * abs(value):
+        gain = value - better[1][0]
+        solution, (value, gradient, curvature) = better
+        if gain < 1e-7 * abs(value):
             break
     score.weight.copy_(solution[None])
 
@@ -58,13 +52,12 @@ def _entropy(solution: Tensor, little: list[Tensor], errors: list[Tensor]) -> tu
     curvature = torch.zeros(len(solution), len(solution), dtype=solution.dtype, device=solution.device)
     for x, error in zip(little, errors):
         x, share = x.double(), error.double()
-        share = share / share.sum().clamp(min=1e-300)
-        logits = x @ solution
-        log = logits.log_softmax(dim=0)
-        value -= float(share @ log)
+        share = share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+        log = (x @ solution).log_softmax(dim=0)
         guess = log.exp()
-        gradient += x.T @ (guess - share)
         mean = guess @ x
+        value -= float(share @ log)
+        gradient += x.T @ (guess - share)
         curvature += (x * guess[:, None]).T @ x - torch.outer(mean, mean)
     count = len(little)
     return value / count, gradient / count, curvature / count
