@@ -79,7 +79,7 @@ def test_the_ridge_does_not_see_how_large_a_channel_is():
     plain.add(x, y)
     scaled.add(x * scale + 1000 * scale, y)
     wanted, found = plain.solution()[0], scaled.solution()[0] * scale[:, None]
-    assert (found - wanted).abs().max() < 1e-6 * wanted.abs().max()
+    assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
 
 
 def test_a_channel_that_never_changes_gets_no_weight():
@@ -145,9 +145,10 @@ def test_an_empty_frame_is_a_photograph():
 
 
 # ---------------------------------------------------------------- keep ratios by stage
-def test_stage_costs_are_those_of_the_counted_model(dense):
-    sam = convert_sam(dense, LITTLE)
-    encoder = sam.image_encoder
+@pytest.mark.parametrize("global_layers", [(1, 3), (0, 3)])
+def test_stage_costs_are_those_of_the_counted_model(global_layers):
+    config = dense_config(img_size=96, global_layers=global_layers)
+    encoder = convert_sam(dense_sam(config), LITTLE).image_encoder
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
     def macs(*ratios: float) -> int:
@@ -155,13 +156,8 @@ def test_stage_costs_are_those_of_the_counted_model(dense):
         return count_macs(encoder, image).without_attention
 
     base = macs(0.25, 0.25)
-    more = [macs(0.75, 0.25) - base, macs(0.25, 0.75) - base]
-    linear = [4 * 32 + 2 * 4 * 32] * 2  # both stages have as many layers
-    assert more[0] == more[1] > 0 and linear[0] == linear[1]
-    costs = stage_costs(encoder.config)
-    assert sum(costs) == pytest.approx(1) and costs[0] == pytest.approx(costs[1])
-    uneven = replace(encoder.config, global_layers=(0, 3))
-    assert stage_costs(uneven)[0] < 0.4
+    more = np.array([macs(0.75, 0.25) - base, macs(0.25, 0.75) - base])
+    assert stage_costs(encoder.config) == pytest.approx(more / more.sum(), abs=0.01)
 
 
 def test_ratios_by_stage_cost_no_more_and_are_never_worse(dense, images):

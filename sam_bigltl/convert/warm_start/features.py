@@ -21,7 +21,7 @@ def teacher_units(little_block: Any, block: Any, moments: Moments) -> None:
         moments: of the big block's units before their activation, on the E-block's normed stream.
     """
     weight, bias = moments.solution()  # (C_E, 4C), (4C,)
-    mean_x, mean_y, xx, _ = moments.centred()
+    _, mean_y, xx, _ = moments.centred()
     spread = ((weight.T @ xx) * weight.T).sum(dim=1).clamp(min=0).sqrt()  # of what the stream tells of each unit
     points = mean_y[:, None] + spread[:, None] * torch.linspace(-2, 2, 9, dtype=spread.dtype, device=spread.device)
     mass = torch.linspace(-2, 2, 9, dtype=spread.dtype, device=spread.device).square().div(-2).softmax(dim=0)

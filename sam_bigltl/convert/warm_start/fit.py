@@ -217,7 +217,8 @@ def _read_inside(block: Any) -> Tensor:
 
 def _read_later(encoder: BigLittleEncoder, layer: int) -> Tensor:
     """How strongly what comes after a layer reads each channel, (C,)."""
-    read = [encoder.neck[0].weight.flatten(1).norm(dim=0)]
+    neck: Any = encoder.neck[0]
+    read = [neck.weight.flatten(1).norm(dim=0)]
     block: Any
     for block in encoder.blocks[layer + 1 :]:
         for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.lin1)):
