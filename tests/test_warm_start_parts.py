@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -119,7 +120,6 @@ def test_each_part_lowers_the_error_on_other_pictures(dense, images):
         less = fitted(dense, images[:12], replace(Recipe(), **without))
         for ratio in (0.5, 0.25):
             ours, theirs = (error(sam, dense, images[12:], ratio) for sam in (full, less))
-            print(without, ratio, ours, theirs)
             assert ours < theirs, (without, ratio)
 
 
@@ -128,6 +128,28 @@ def test_e_blocks_change_the_stream_and_their_attention_does_not(dense, images):
     for block in sam.image_encoder.little_blocks:
         assert not block.attn.proj.weight.any() and not block.attn.proj.bias.any()
         assert block.mlp.lin2.weight.abs().max() > 0
+
+
+def test_outliers_that_change_nothing_do_not_change_the_fit(dense, images):
+    """Channels hundreds of times larger, of normed tokens, keys and values, and keys far from zero."""
+    scaled = copy.deepcopy(dense)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for block in scaled.image_encoder.blocks:
+            dim = block.norm1.weight.shape[0]
+            qkv, proj = block.attn.qkv, block.attn.proj
+            for factor, channels in ((300.0, [3, 17]), (0.01, [5])):
+                block.norm1.weight[channels] *= factor
+                block.norm1.bias[channels] *= factor
+                qkv.weight[:, channels] /= factor
+                rows = torch.tensor(channels) + 2 * dim
+                qkv.weight[rows] *= factor
+                qkv.bias[rows] *= factor
+                proj.weight[:, channels] /= factor
+            qkv.bias[dim : 2 * dim] += 20 * torch.randn(dim, generator=generator)
+    assert error(convert_sam(scaled, LITTLE), dense, images[12:], 1.0) < 1e-6
+    plain, other = (error(fitted(sam, images[:12], Recipe()), dense, images[12:], 0.5) for sam in (dense, scaled))
+    assert other == pytest.approx(plain, rel=0.05)
 
 
 # ---------------------------------------------------------------- padding

@@ -28,6 +28,7 @@ from . import ablations
 from .fit_reference import agreement, references
 
 RATIOS = (0.5, 0.25, 0.125)
+CHOOSING = 4  # photographs that keep ratios by stage are chosen on
 COLUMNS = ("candidate", "setting", "gmacs", "error", "mean", "p5", "above_0.9", "box", "point", "prompts", "fit",
            "measured", "teacher")  # fmt: skip
 BEFORE = Recipe(ratios=(), units=False, router="log", photo_only=False, channels=False, change=1.0)
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             if missing(name, str(ratio)):
                 measure(name, str(ratio), sam)
         for ratio in RATIOS if name == "all" and not args.hold_out else ():
-            sam.image_encoder.keep_ratio = chosen = choose_ratios(sam, images[:8], ratio)
+            sam.image_encoder.keep_ratio = chosen = choose_ratios(sam, images[:CHOOSING], ratio)
             setting = " ".join(f"{each:g}" for each in chosen)
             if missing(name, setting):
                 measure(name, setting, sam)

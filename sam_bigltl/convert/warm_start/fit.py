@@ -150,10 +150,12 @@ def _fit_group(
             keys_values.append(own)
         state.after = tokens
         moments.add(state.x[0], torch.cat([*keys_values, state.lack], dim=-1), state.weight)
-    parts = [_read_inside(block) for block in blocks] + [_read_later(encoder, layers[-1])]
-    if not recipe.channels:
-        parts = [torch.ones_like(part) for part in parts]
-    _fit_down(transition.down, moments, parts, recipe.change)
+    later, width = _read_later(encoder, layers[-1]), encoder.config.dim
+    parts = [(torch.ones_like(later).repeat(2), 1.0) for _ in blocks] + [(torch.ones_like(later), recipe.change)]
+    if recipe.channels:
+        parts = [(read, 0.5**0.5) for block in blocks for read in _read_inside(block).split(width)]
+        parts.append((later, recipe.change))
+    _fit_down(transition.down, moments, parts)
     del moments
 
     for state in states:
@@ -168,7 +170,7 @@ def _fit_group(
         regression.solve(block.attn.kv_little)
         if recipe.units:
             teacher_units(little_block, block, units)
-            fit_block(little_block, states, parts[-1], recipe.ridge)
+            fit_block(little_block, states, later, recipe.ridge)
 
     change = Moments(recipe.ridge)
     for state in states:
@@ -212,17 +214,19 @@ def _read_inside(block: Any) -> Tensor:
     dim = block.attn.proj.weight.shape[0]
     query = (block.attn.qkv.weight[:dim] * block.norm1.weight).square().sum(dim=1)
     reach = (query + block.attn.qkv.bias[:dim].square()).sqrt()
-    return torch.cat([_normalised(reach), _normalised(block.attn.proj.weight.norm(dim=0))])
+    return torch.cat([reach, block.attn.proj.weight.norm(dim=0)])
 
 
 def _read_later(encoder: BigLittleEncoder, layer: int) -> Tensor:
-    """How strongly what comes after a layer reads each channel, (C,)."""
+    """How strongly what comes after a layer reads each channel, (C,): the neck, and layers' MLPs and values."""
     neck: Any = encoder.neck[0]
     read = [neck.weight.flatten(1).norm(dim=0)]
     block: Any
     for block in encoder.blocks[layer + 1 :]:
-        for norm, linear in ((block.norm1, block.attn.qkv), (block.norm2, block.mlp.lin1)):
-            read.append((linear.weight * norm.weight).norm(dim=0))
+        _, _, value = block.attn.qkv.weight.chunk(3)
+        value = value * block.attn.proj.weight.norm(dim=0)[:, None]  # as it reaches the output, whatever its scale
+        for norm, linear in ((block.norm1, value), (block.norm2, block.mlp.lin1.weight)):
+            read.append((linear * norm.weight).norm(dim=0))
     return torch.stack([_normalised(each) for each in read]).square().mean(dim=0).sqrt()
 
 
@@ -231,21 +235,25 @@ def _normalised(x: Tensor) -> Tensor:
     return x / x.square().mean().sqrt().clamp(min=1e-12)
 
 
-def _fit_down(down: nn.Linear, moments: Moments, scales: list[Tensor], change: float) -> None:
+def _fit_down(down: nn.Linear, moments: Moments, parts: list[tuple[Tensor, float]]) -> None:
     """The best rank-C_E linear summary of x for predicting y, as uncorrelated features of unit variance.
 
-    `y` is made of keys and values of each layer, and of the change. Each part weighs the same, the change `change`
-    times as much, and channels by `scales`.
+    Args:
+        parts: what `y` is made of: a factor for each channel of a part, and the weight of the part, whatever its size.
     """
     mean_x, _, xx, xy = moments.centred()
     size = xx.diagonal().sqrt()
     values, vectors = torch.linalg.eigh(xx / torch.outer(size, size))
     inverse_root = vectors / values.clamp(min=values.max() * 1e-10).sqrt() @ vectors.T / size
     fitted = inverse_root @ xy  # (C, q): each target's regression in whitened x
-    parts = [part * scale.double() for part, scale in zip(fitted.split([len(s) for s in scales], dim=1), scales)]
-    parts = [part / part.norm().clamp(min=1e-300) for part in parts]
-    fitted = torch.cat([*parts[:-1], parts[-1] * change], dim=1)
+    scaled = []
+    for own, (scale, weight) in zip(fitted.split([len(scale) for scale, _ in parts], dim=1), parts):
+        own = own * scale.double()
+        scaled.append(own * (weight / own.norm().clamp(min=1e-300)))
+    fitted = torch.cat(scaled, dim=1)
     directions = torch.linalg.eigh(fitted @ fitted.T).eigenvectors[:, -down.out_features :]  # (C, C_E)
-    weight = directions.T @ inverse_root  # (C_E, C)
+    # An eigenvector's sign is any, but the norms after `down` see it: the same on every machine.
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    weight = (directions * largest.sign()).T @ inverse_root  # (C_E, C)
     down.weight.copy_(weight)
     down.bias.copy_(-weight @ mean_x)
