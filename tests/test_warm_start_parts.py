@@ -34,7 +34,7 @@ def dense():
 
 @pytest.fixture(scope="module")
 def images(dense):
-    pictures = [torch.from_numpy(picture(96, 64 if seed % 2 else 96, seed)).permute(2, 0, 1) for seed in range(16)]
+    pictures = [torch.from_numpy(picture(96, 64 if seed % 2 else 96, seed)).permute(2, 0, 1) for seed in range(32)]
     return [dense.preprocess(x)[None] for x in pictures]
 
 
@@ -115,16 +115,16 @@ def test_the_router_is_as_close_to_the_shares_of_the_error_as_a_softmax_can_be()
 
 # ---------------------------------------------------------------- the whole
 def test_each_part_lowers_the_error_on_other_pictures(dense, images):
-    full = fitted(dense, images[:12], Recipe())
+    full = fitted(dense, images[:24], Recipe())
     for without in (dict(units=False), dict(ratios=())):
-        less = fitted(dense, images[:12], replace(Recipe(), **without))
-        for ratio in (0.5, 0.25):
-            ours, theirs = (error(sam, dense, images[12:], ratio) for sam in (full, less))
+        less = fitted(dense, images[:24], replace(Recipe(), **without))
+        for ratio in (0.25, 0.125):
+            ours, theirs = (error(sam, dense, images[24:], ratio) for sam in (full, less))
             assert ours < theirs, (without, ratio)
 
 
 def test_e_blocks_change_the_stream_and_their_attention_does_not(dense, images):
-    sam = fitted(dense, images[:12], Recipe())
+    sam = fitted(dense, images[:24], Recipe())
     for block in sam.image_encoder.little_blocks:
         assert not block.attn.proj.weight.any() and not block.attn.proj.bias.any()
         assert block.mlp.lin2.weight.abs().max() > 0
@@ -147,8 +147,8 @@ def test_outliers_that_change_nothing_do_not_change_the_fit(dense, images):
                 qkv.bias[rows] *= factor
                 proj.weight[:, channels] /= factor
             qkv.bias[dim : 2 * dim] += 20 * torch.randn(dim, generator=generator)
-    assert error(convert_sam(scaled, LITTLE), dense, images[12:], 1.0) < 1e-6
-    plain, other = (error(fitted(sam, images[:12], Recipe()), dense, images[12:], 0.5) for sam in (dense, scaled))
+    assert error(convert_sam(scaled, LITTLE), dense, images[24:], 1.0) < 1e-6
+    plain, other = (error(fitted(sam, images[:24], Recipe()), dense, images[24:], 0.5) for sam in (dense, scaled))
     assert other == pytest.approx(plain, rel=0.05)
 
 
@@ -183,7 +183,7 @@ def test_stage_costs_are_those_of_the_counted_model(global_layers):
 
 
 def test_ratios_by_stage_cost_no_more_and_are_never_worse(dense, images):
-    sam = fitted(dense, images[:12], Recipe())
+    sam = fitted(dense, images[:24], Recipe())
     sam.image_encoder.keep_ratio = 0.3
     chosen = choose_ratios(sam, images[:4], 0.5, progress=False)
     assert sam.image_encoder.keep_ratio == 0.3
