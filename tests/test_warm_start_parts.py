@@ -16,7 +16,6 @@ from sam_bigltl.convert import convert_sam
 from sam_bigltl.convert.warm_start import Recipe, choose_ratios, stage_costs, warm_start
 from sam_bigltl.convert.warm_start.moments import Moments
 from sam_bigltl.convert.warm_start.photo import photo_tokens
-from sam_bigltl.convert.warm_start.router import fit_router
 from sam_bigltl.errors import InputError
 
 LITTLE = 12
@@ -91,26 +90,6 @@ def test_a_channel_that_never_changes_gets_no_weight():
     coefficients, intercept = moments.solution()
     assert torch.allclose(coefficients[:, 0], torch.tensor([2.0, 0, 0], dtype=torch.float64), atol=1e-3)
     assert intercept.abs() < 1e-3
-
-
-# ---------------------------------------------------------------- router
-def test_the_router_is_as_close_to_the_shares_of_the_error_as_a_softmax_can_be():
-    rng = np.random.default_rng(0)
-    little = [rng.normal(size=(60, 4)) for _ in range(5)]
-    errors = [np.exp(x @ [1.0, -0.5, 0, 0.3] + rng.normal(size=60)) for x in little]
-    for error_of in errors:
-        error_of[-10:] = 0  # padding
-    score = torch.nn.Linear(4, 1, bias=False)
-    tensors = [[torch.from_numpy(part) for part in parts] for parts in (little, errors)]
-    with torch.no_grad():
-        fit_router(score, *tensors)
-    weight = score.weight.detach().double().numpy()[0]
-    slope = np.zeros(4)
-    for x, error_of in zip(little, errors):
-        guess = np.exp(x @ weight - (x @ weight).max())
-        slope += x.T @ (guess / guess.sum() - error_of / error_of.sum()) / len(little)
-    assert np.abs(slope).max() < 1e-3  # where the cross-entropy is least
-    assert np.abs(weight - [1.0, -0.5, 0, 0.3]).max() < 0.7
 
 
 # ---------------------------------------------------------------- the whole

@@ -31,7 +31,7 @@ RATIOS = (0.5, 0.25, 0.125)
 CHOOSING = 4  # photographs that keep ratios by stage are chosen on
 COLUMNS = ("candidate", "setting", "gmacs", "error", "mean", "p5", "above_0.9", "box", "point", "prompts", "fit",
            "measured", "teacher")  # fmt: skip
-BEFORE = Recipe(ratios=(), units=False, router="log", photo_only=False, channels=False, change=1.0)
+BEFORE = Recipe(ratios=(), units=False, photo_only=False, channels=False, change=1.0)
 RECIPES = {
     "before": BEFORE,
     "sequential": replace(BEFORE, ratios=RATIOS),

@@ -9,14 +9,15 @@ gets is what this model gives it, and what it is fitted to are the teacher's tok
   on the little stream;
 * E-blocks get the hidden units of their MLP from the teacher's own (`features`), and the layer after them is fitted to
   what `up` leaves; their attention adds nothing;
-* the router is fitted to each token's share of the error that `up` leaves in its image (`router`).
+* the router is a ridge regression of the log of the error that `up` leaves: tokens that the little path cannot
+  explain are the important ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -31,9 +32,9 @@ from ...modeling.routing import Geometry
 from .features import fit_block, teacher_units
 from .moments import RIDGE, Moments
 from .photo import photo_tokens
-from .router import fit_router
 
 PADDING = 0.02  # weight of a token outside the photograph: other tokens see it, but no mask is there
+OUTSIDE, EASY = 0.3, 0.02  # its weight for the router, and the quantile of the errors inside that is taken for its own
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Recipe:
     Attributes:
         ratios: keep ratios that the images run at, in turn; none fits every group to the teacher's own activations.
         units: give E-blocks hidden units of the teacher; else they add nothing.
-        router: "share" of the image's error, or "log" of the error.
         photo_only: fit to the photograph, not to the padding of the frame.
         channels: weigh channels by what reads them, where `down` is chosen.
         change: weight of the change against the keys and values of a layer, where `down` is chosen.
@@ -52,7 +52,6 @@ class Recipe:
 
     ratios: tuple[float, ...] = (0.5, 0.25, 0.125)
     units: bool = True
-    router: Literal["share", "log"] = "share"
     photo_only: bool = True
     channels: bool = True
     change: float = 2.0
@@ -192,16 +191,17 @@ def _dense_pass(block: PBlock, x: Tensor, big: Geometry) -> tuple[Tensor, Tensor
 
 
 def _fit_router(transition: Any, states: list[_Image], recipe: Recipe) -> None:
-    streams = [transition.down(state.x)[0] for state in states]
-    errors = [(state.lack - transition.up(state.little)).square().mean(dim=-1) for state in states]
-    if recipe.router == "share":
-        # A token outside the photograph has no share.
-        errors = [error * (state.weight == 1) for error, state in zip(errors, states)]
-        fit_router(transition.router.score, streams, errors)
-        return
+    """Regress the log of the error that `up` leaves on the stream before the group."""
     logs = Moments(recipe.ridge)
-    for stream, error, state in zip(streams, errors, states):
-        logs.add(stream, error.clamp(min=1e-12).log()[:, None], state.weight)
+    for state in states:
+        error = (state.lack - transition.up(state.little)).square().mean(dim=-1)
+        log, weight = error.clamp(min=1e-12).log(), state.weight
+        inside = weight == 1
+        if not inside.all():
+            # Outside the photograph no error matters: as easy as the easiest tokens inside.
+            log = log.where(inside, log[inside].quantile(EASY))
+            weight = torch.where(inside, 1.0, OUTSIDE)
+        logs.add(transition.down(state.x)[0], log[:, None], weight)
     logs.solve(transition.router.score)
 
 
