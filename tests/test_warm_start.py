@@ -14,8 +14,9 @@ from sam_bigltl.convert import convert_sam
 from sam_bigltl.convert.warm_start import Recipe, warm_start
 
 LITTLE = 12
-# Measured: relative error 0.114 -> 0.041 at keep_ratio 0.5 (2.8 times) and 0.142 -> 0.071 at 0.25 (2.0 times).
-FACTOR_HALF, FACTOR_QUARTER = 2.0, 1.5
+# Measured: relative error 0.114 -> 0.045 at keep_ratio 0.5, 0.142 -> 0.064 at 0.25 and 0.149 -> 0.070 at 0.125. With
+# the teacher's own activations and without E-blocks 0.041, 0.072 (1.98 times) and 0.076 (1.94 times).
+FACTORS = {0.5: 2.0, 0.25: 2.1, 0.125: 2.05}
 # To the teacher's own activations, without E-blocks: what NumPy computes in one line each.
 PLAIN = Recipe(ratios=(), units=False, photo_only=False, channels=False, change=1.0)
 
@@ -57,7 +58,7 @@ def test_the_big_path_is_untouched(fitted):
 
 def test_pictures_that_were_not_fitted_are_closer_below_full_keep_ratio(fitted):
     wanted = embed(fitted.dense, fitted.test, 1.0)
-    for ratio, factor in ((0.5, FACTOR_HALF), (0.25, FACTOR_QUARTER)):
+    for ratio, factor in FACTORS.items():
         errors = [
             ((embed(sam, fitted.test, ratio) - wanted).norm() / wanted.norm()).item()
             for sam in (fitted.before, fitted.after)
