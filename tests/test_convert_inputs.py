@@ -133,8 +133,8 @@ def test_convert_command_with_a_warm_start(tmp_path):
     assert done.returncode == 0, done.stderr
     big = load_sam(tmp_path / "b.safetensors")
     assert (embed(big, 1.0) - embed(sam)).abs().max() < 1e-5
-    # Only the warm start zeroes what E-blocks add.
-    assert not any(block.mlp.lin2.weight.any() for block in big.image_encoder.little_blocks)
+    # Only the warm start zeroes what the attention of E-blocks adds.
+    assert not any(block.attn.proj.weight.any() for block in big.image_encoder.little_blocks)
     assert all(transition.up.weight.any() for transition in big.image_encoder.transitions)
 
 
