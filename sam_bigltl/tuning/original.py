@@ -21,8 +21,8 @@ from ..predict.automatic import SamAutomaticMaskGenerator
 from ..predict.predictor import SamPredictor
 
 POINTS_PER_SIDE = 16  # of the grid in which objects are sought: 256 points
-# Predicted IoU and stability that a mask needs: SAM's own, and for models whose scores mean something else.
-_THRESHOLDS = ((0.88, 0.95), (0.7, 0.85), (0.0, 0.0))
+# Predicted IoU and stability that a mask needs: SAM's own; of models that rate themselves lower; and of any.
+_THRESHOLDS = ((0.88, 0.95), (0.7, 0.85), (0.4, 0.6), (0.0, 0.0))
 _ENOUGH = 3  # objects, or lower thresholds are tried
 _LEAST_AREA = 64  # pixels of an object
 
@@ -101,13 +101,22 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 def find_objects(sam: Sam, pixels: np.ndarray) -> list[dict[str, Any]]:
     """What everything mode finds, as its records with COCO RLEs, from small to large; can be empty."""
     found: list[dict[str, Any]] = []
-    for iou, stability in _THRESHOLDS:
+    for lowest in _THRESHOLDS[-2:]:  # most models need the first one alone
         generator = SamAutomaticMaskGenerator(
-            sam, POINTS_PER_SIDE, pred_iou_thresh=iou, stability_score_thresh=stability, output_mode="coco_rle"
+            sam, POINTS_PER_SIDE, pred_iou_thresh=lowest[0], stability_score_thresh=lowest[1], output_mode="coco_rle"
         )
-        found = [record for record in generator.generate(pixels) if record["area"] >= _LEAST_AREA]
-        if len(found) >= _ENOUGH:
-            break
+        every = [record for record in generator.generate(pixels) if record["area"] >= _LEAST_AREA]
+        for iou, stability in _THRESHOLDS[: _THRESHOLDS.index(lowest) + 1]:
+            found = [
+                record for record in every if record["predicted_iou"] >= iou and record["stability_score"] >= stability
+            ]
+            if len(found) >= _ENOUGH:
+                return _by_area(found)
+        found = every
+    return _by_area(found)
+
+
+def _by_area(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda record: (record["area"], record["bbox"]))
 
 
