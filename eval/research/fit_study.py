@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
+from torch import Tensor
 
 from sam_bigltl.bench.macs import count_macs
+from sam_bigltl.bench.timing import measure as time_in_turns
+from sam_bigltl.bench.timing import timed
 from sam_bigltl.convert import convert_sam, load_sam
 from sam_bigltl.convert.warm_start import Recipe, choose_ratios, warm_start
 from sam_bigltl.convert.weight_files import weights_sha256
@@ -29,7 +36,8 @@ from .fit_reference import agreement, references
 
 RATIOS = (0.5, 0.25, 0.125)
 CHOOSING = 4  # photographs that keep ratios by stage are chosen on
-COLUMNS = ("candidate", "setting", "gmacs", "error", "mean", "p5", "above_0.9", "box", "point", "prompts", "fit",
+TIMED = 8  # photographs that the timed model is fitted to, for a selection as it is in use
+COLUMNS = ("candidate", "setting", "gmacs", "ms", "error", "mean", "p5", "above_0.9", "box", "point", "prompts", "fit",
            "measured", "teacher")  # fmt: skip
 BEFORE = Recipe(ratios=(), units=False, photo_only=False, channels=False, change=1.0)
 RECIPES = {
@@ -56,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "sam_bigltl" / "fit_study",
                         help="folder for the teacher's masks (default: ~/.cache/sam_bigltl/fit_study)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("docs/results/fit.csv"))
+    parser.add_argument("--times", type=int, default=0, metavar="N",
+                        help="measure no masks: time the encoders of the table, in N rounds by turns")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,6 +74,9 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < args.hold_out + 1 <= args.fit < len(paths):
         raise InputError(f"{args.images} has {len(paths)} photographs: --fit and --hold-out leave none on one side")
     teacher, weights = load_sam(args.checkpoint), weights_sha256(args.checkpoint)[:12]
+    if args.times:
+        _time(args, teacher, weights, paths)
+        return
     fitted = paths[: args.fit - args.hold_out]
     measured = paths[args.fit - args.hold_out : args.fit] if args.hold_out else paths[args.fit :]
     objects = 0 if args.hold_out else args.objects
@@ -108,6 +121,36 @@ def run(args: argparse.Namespace) -> None:
             setting = " ".join(f"{each:g}" for each in chosen)
             if missing(name, setting):
                 measure(name, setting, sam)
+
+
+@torch.inference_mode()
+def _time(args: argparse.Namespace, teacher: Sam, weights: str, paths: list[Path]) -> None:
+    """Median milliseconds of the table's encoders in float32, into its column `ms`; the teacher's is printed."""
+    rows = _read(args.output)
+    images = [preprocess(teacher, read_image(path)) for path in paths]
+    ours = convert_sam(teacher)
+    warm_start(ours, images[:TIMED])
+    models: dict[tuple[str, str], tuple[Sam, Any]] = {("teacher", ""): (teacher, 1.0)}
+    for row in rows:
+        name, setting = row["candidate"], row["setting"]
+        if row["teacher"] != weights or row["measured"].startswith("held out"):
+            continue
+        ratios = tuple(map(float, setting.split()))
+        ratio = ratios[0] if len(ratios) == 1 else ratios
+        models[name, setting] = (RIVALS[name][0](teacher, ratio), 1.0) if name in RIVALS else (ours, ratio)
+
+    def one(sam: Sam, ratio: Any, turn: Iterator[Tensor]) -> float:
+        sam.image_encoder.keep_ratio = ratio
+        return timed(partial(sam.image_encoder, next(turn)))
+
+    calls = [partial(one, *case, cycle(images)) for case in models.values()]
+    seconds = dict(zip(models, map(median, time_in_turns(calls, args.times, warmup=2))))
+    print(f"teacher: {1e3 * seconds['teacher', '']:.1f} ms")
+    for row in rows:
+        if (key := (row["candidate"], row["setting"])) in seconds:
+            row["ms"] = f"{1e3 * seconds[key]:.1f}"
+            print("  ".join((*key, row["gmacs"], row["ms"], row["mean"])))
+    write_csv(args.output, COLUMNS, rows)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
