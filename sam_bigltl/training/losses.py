@@ -147,22 +147,27 @@ class TeacherMaskLoss:
 
 
 def teacher_mask_loss(
-    logits: Tensor, iou_pred: Tensor, teacher_logits: Tensor, teacher_iou_pred: Tensor, valid: Tensor
-) -> TeacherMaskLoss:
+    logits: Tensor, iou_pred: Tensor, teacher_logits: Tensor, teacher_iou_pred: Tensor, valid: Tensor,
+    soft: bool = False,
+) -> TeacherMaskLoss:  # fmt: skip
     """Each mask output against the teacher's same output, thresholded (EdgeSAM, arXiv 2312.06660).
 
     Args:
         logits, teacher_logits: (B, P, 4, h, w); iou_pred, teacher_iou_pred: (B, P, 4).
         valid: mask pixels that show the photograph, boolean (B, h, w).
+        soft: against its probabilities instead: `bce` is their divergence and `dice` has squares below, so that both
+            are least, 0, where the two agree. Thresholded masks ask even a perfect student for larger logits.
     """
     logits, weight = logits.float(), valid[:, None, None].float()
     inside = teacher_logits > 0
-    target = inside.float()
+    target = teacher_logits.float().sigmoid() if soft else inside.float()
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if soft:
+        bce = bce - F.binary_cross_entropy_with_logits(teacher_logits.float(), target, reduction="none")
     bce = (bce * weight).sum((-2, -1)) / weight.sum((-2, -1)).clamp(min=1)
-    probability = logits.sigmoid() * weight
-    overlap = (probability * target).sum((-2, -1))
-    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + (target * weight).sum((-2, -1)) + 1)
+    probability, target = logits.sigmoid() * weight, target * weight
+    sizes = probability.square() + target.square() if soft else probability + target
+    dice = 1 - (2 * (probability * target).sum((-2, -1)) + 1) / (sizes.sum((-2, -1)) + 1)
     with torch.no_grad():
         ours, theirs = (logits > 0) & (weight > 0), inside & (weight > 0)
         iou = (ours & theirs).sum((-2, -1)) / (ours | theirs).sum((-2, -1)).clamp(min=1)

@@ -29,6 +29,7 @@ class Weights:
         layers: relative squared error of the tokens after each stage, for students of the teacher's width.
         router: cross-entropy of the router's scores with the little path's error, likewise.
         padding: whether the embedding's losses count the padding beside the photograph, which the decoder sees, too.
+        soft: whether stage 2 compares with the teacher's probabilities instead of its thresholded masks.
         masks: of stage 2: of `bce` and `dice`, 5 and 5 as EdgeSAM has them, and 1 of the IoU head.
     """
 
@@ -37,6 +38,7 @@ class Weights:
     router: float = 0.0
     masks: float = 1.0
     padding: bool = False
+    soft: bool = False
 
 
 class EmbeddingObjective(nn.Module):
@@ -131,7 +133,7 @@ class PromptObjective(EmbeddingObjective):
             logits, iou_pred = _masks(self.student, ours, coords, labels)
             with torch.no_grad():
                 wanted, wanted_iou = _masks(self.teacher, theirs.to(ours.dtype), coords, labels)
-            losses = teacher_mask_loss(logits, iou_pred, wanted, wanted_iou, valid)
+            losses = teacher_mask_loss(logits, iou_pred, wanted, wanted_iou, valid, self.weights.soft)
             for key in ("bce", "dice", "iou_head", "iou"):
                 sums[key] = sums.get(key, 0.0) + getattr(losses, key) / rounds
             if number + 1 < rounds:

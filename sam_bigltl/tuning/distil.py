@@ -27,8 +27,8 @@ from ..training.distill import fingerprint
 from ..training.engine import Batch
 from ..training.frames import FrameConfig, make_frame
 from ..training.timed import TimedConfig, TimedDistiller
+from .photographs import is_held_out
 
-FIFTH = 5  # of so many photographs one is held out
 STAGE_1 = 0.6  # share of the time that goes to embeddings, the rest to masks
 _MIRRORED = " mirrored"
 
@@ -47,6 +47,7 @@ class Distilled:
         steps: of each stage. seconds: of all of it, all runs together.
         stopped_early: whether the last stage ended because the held-out loss no longer fell.
         trained, held_out: photographs.
+        gained: whether a stage ended with weights that are better on the held-out ones than those that it began with.
         before, after: relative squared error of the embedding on the held-out photographs, by keep_ratio.
     """
 
@@ -55,6 +56,7 @@ class Distilled:
     stopped_early: bool
     trained: int
     held_out: int
+    gained: bool
     before: dict[float, float]
     after: dict[float, float]
 
@@ -77,7 +79,8 @@ def distil(
     Args:
         student: a big.LITTLE model whose big path is the teacher's. teacher: the original; frozen.
         photographs: uint8 RGB (H, W, 3), each with the COCO RLEs (H, W) of what the teacher finds in it. Every fifth is
-            held out, to say when to stop. They are gone through once and kept at the size that the encoder takes.
+            held out (`is_held_out`), to say when to stop; the student should not be fitted to it, either. They are gone
+            through once and kept at the size that the encoder takes.
         minutes: for everything, all runs together; what is under way when they are over is a step and a check.
         keep_ratios: of which the numbers below 1 are trained, one drawn for each step.
         folder: for the state, `log.csv` and `val.csv` of each stage.
@@ -94,7 +97,7 @@ def distil(
     if not minutes > 0:
         raise InputError(f"{minutes:g} minutes are no time to distil: give more than 0, or leave distillation out")
     source = _Frames(photographs, teacher, student.image_encoder.img_size)
-    held_out = source.keys[FIFTH - 1 :: FIFTH] or source.keys[-1:]
+    held_out = [key for place, key in enumerate(source.keys) if is_held_out(place)] or source.keys[-1:]
     trained = [key for key in source.keys if key not in held_out]
     if not trained:
         raise InputError(f"{len(source.keys)} photographs are too few to distil on: give at least 2")
@@ -129,7 +132,7 @@ def distil(
     ]
     return Distilled(
         tuple(run.step for run in runs), sum(run.elapsed for run in runs), runs[-1].stopped_early, len(trained),
-        len(held_out), *errors,
+        len(held_out), any(run.gained for run in runs), *errors,
     )  # fmt: skip
 
 

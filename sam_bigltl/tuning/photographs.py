@@ -21,6 +21,7 @@ from .near_copies import NearCopies
 
 LEAST = 4  # photographs on either side: with fewer, chance says which setting is the best
 FIT, MEASURE = 40, 20  # at most, unless other numbers are given
+_FIFTH = 5
 _MOST_LIST = 2**24  # bytes of a list of photographs
 _LONGEST_PATH = 4096  # characters, as Linux has it
 
@@ -125,6 +126,11 @@ def open_photographs(
     last = min(last, len(usable) - LEAST * (fit != 0), len(usable) if measure is None else measure)
     first = len(usable) - last
     return Photographs(usable[:first][:fit], usable[first:], skipped, doubles)
+
+
+def is_held_out(place: int) -> bool:
+    """Whether, of photographs to train on, the one at this place is held out to say when to stop: every fifth."""
+    return place % _FIFTH == _FIFTH - 1
 
 
 def _draw(key: str, seed: int) -> bytes:

@@ -28,7 +28,7 @@ from .costs import first_look, fitting_memory
 from .engines import Engines, times
 from .journal import TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
-from .photographs import Entry, Photographs
+from .photographs import Entry, Photographs, is_held_out
 from .plan import FEWEST_FIT, FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -210,23 +210,32 @@ class Run:
             if not self.has_little:
                 self._load()
             return
-        self.say(f"fitting the little path to {plan.fit} photographs")
-        seconds = timed(lambda: warm_start(
-            self.model, (preprocess(self.model, entry.pixels()) for entry in self.photographs.fit[: plan.fit])
-        ))  # fmt: skip
-        self._save("fitted", seconds)
+        self._save("fitted", self._fit_to(self._fitting(plan)))
+
+    def _fitting(self, plan: Plan) -> list[Entry]:
+        return self.photographs.fit[: plan.fit]
+
+    def _fit_to(self, entries: Sequence[Entry]) -> float:
+        """Seconds of the fit."""
+        self.say(f"fitting the little path to {len(entries)} photographs")
+        images = (preprocess(self.model, entry.pixels()) for entry in entries)
+        return timed(lambda: warm_start(self.model, images))
 
     def train(self, plan: Plan) -> None:
-        """The little path further, for some minutes."""
+        """The little path further, for some minutes; where that gains nothing, the fit to all photographs instead."""
         if "trained" in self.journal.facts:
             self.about["training"] = self.journal.facts["trained"]
             return
         from .distil import distil  # which needs accelerate
 
+        entries = self._fitting(plan)
+        if "refitted" not in self.journal.facts:  # what says when to stop must be new to the model
+            part = [entry for place, entry in enumerate(entries) if not is_held_out(place)]
+            self._save("refitted", self._fit_to(part))
         side = self.model.image_encoder.img_size
         photographs = (
             (pixels, find_masks(self.original, pixels))
-            for pixels in (shrunk(entry.pixels(), side) for entry in self.photographs.fit[: plan.fit])
+            for pixels in (shrunk(entry.pixels(), side) for entry in entries)
         )
         self.say(f"training the little path for at most {self.wanted.minutes:g} min")
         ratios = [ratio for ratio in self.wanted.ratios if isinstance(ratio, float)]
@@ -234,10 +243,12 @@ class Run:
             self.model, self.original, photographs, self.wanted.minutes, ratios, self.folder / TRAINING,
             self.wanted.seed,
         )  # fmt: skip
-        early = ", ended early: the held-out photographs gain nothing more" if done.stopped_early else ""
-        steps = " + ".join(map(str, done.steps))
-        self.about["training"] = f"{steps} steps in {duration(done.seconds)}{early}"
+        early = ", ended early" if done.stopped_early else ""
+        gain = "" if done.gained else "; nothing gained on photographs held out, so the fit to all of them is kept"
+        self.about["training"] = f"{' + '.join(map(str, done.steps))} steps in {duration(done.seconds)}{early}{gain}"
         self.say(f"  {self.about['training']}")
+        if not done.gained:
+            self._fit_to(entries)
         self._save("trained", self.about["training"])
 
     def _save(self, fact: str, value: Any) -> None:
