@@ -128,6 +128,28 @@ def test_the_router_learns_where_the_little_path_is_wrong():
 
 
 # ---------------------------------------------------------------- stage 2
+def test_soft_masks_are_divergences_that_end_where_the_two_agree():
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = torch.randn(2, 1, 2, 4, 5, 6, generator=generator)
+    scores, valid = torch.rand(1, 2, 4, generator=generator), torch.ones(1, 5, 6, dtype=torch.bool)
+    found = teacher_mask_loss(ours, scores, theirs, scores, valid, soft=True)
+    q, y = (1 / (1 + np.exp(-x.double().numpy())) for x in (ours, theirs))
+    divergence = y * np.log(y / q) + (1 - y) * np.log((1 - y) / (1 - q))
+    dice = 1 - (2 * (q * y).sum((-2, -1)) + 1) / ((q**2).sum((-2, -1)) + (y**2).sum((-2, -1)) + 1)
+    assert found.bce.item() == pytest.approx(divergence.mean(), abs=1e-5)
+    assert found.dice.item() == pytest.approx(dice.mean(), abs=1e-5)
+
+    same = theirs.clone().requires_grad_()
+    for soft in (True, False):
+        losses = teacher_mask_loss(same, scores, theirs, scores, valid, soft=soft)
+        (slope,) = torch.autograd.grad(losses.bce + losses.dice, same)
+        if soft:
+            assert (losses.bce + losses.dice).item() == pytest.approx(0, abs=1e-6)
+            assert slope.abs().max() < 1e-6
+        else:
+            assert slope.abs().max() > 1e-4  # thresholded masks ask for larger logits
+
+
 def test_masks_against_the_teachers():
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(2, 2, 3, 4, 5, 6, generator=generator)

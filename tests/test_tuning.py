@@ -135,6 +135,38 @@ def test_what_cannot_be_used_is_named(sam, change, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("gained", [True, False])
+def test_a_training_is_kept_where_it_gains(sam, tmp_path, monkeypatch, gained):
+    """A stand-in for the training changes the little path; whether it gained decides what becomes of that."""
+    pytest.importorskip("accelerate")
+    from sam_bigltl.tuning import distil
+
+    given, fits, real = [], [], run.warm_start
+
+    def fit(model, images):
+        images = list(images)
+        fits.append(len(images))
+        real(model, images)
+
+    def train(student, teacher, photographs, minutes, ratios, folder, seed):
+        given.extend(photographs)
+        for transition in student.image_encoder.transitions:
+            transition.up.bias.add_(1.0)
+        return distil.Distilled((3, 2), 4.0, False, 4, 1, gained, {}, {})
+
+    monkeypatch.setattr(run, "warm_start", fit)
+    monkeypatch.setattr(distil, "distil", train)
+    wanted = {**QUICK, "fit": 6, "dtypes": ("float32",)}
+    trained = sam_bigltl.tune(sam, photographs(), output=tmp_path, minutes=1, **wanted)
+    assert fits == ([6, 5] if gained else [6, 5, 6])  # one in five says when to stop
+    assert len(given) == 6 and all(masks and masks[0]["size"] == [48, 64] for _, masks in given)
+    assert ("nothing gained" in trained.about["training"]) != gained
+    (stage,) = trained.stages
+    assert stage["keep_ratio"] == "0.5" and (stage["trained_error"] > stage["fitted_error"]) == gained
+    again = sam_bigltl.tune(sam, photographs(), output=tmp_path, minutes=1, **wanted)
+    assert again.stages == trained.stages and len(fits) == (2 if gained else 3)
+
+
 def test_three_photographs_and_alike_ones_are_refused(sam):
     with pytest.raises(InputError, match="3 photographs are too few"):
         sam_bigltl.tune(sam, photographs(3), **QUICK)
