@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from little_models import small_reference_sam
+from little_models import dense_sam, small_reference_sam
 from segment_anything import SamPredictor as PlainPredictor
 
 import sam_bigltl
@@ -276,3 +276,59 @@ def test_boxes_given_are_compared_over_the_same_prompts():
     own = replace(measured((0.9,), kinds=("box",), sizes=("small",), switched=(None,)), indices=[1])
     rows = choice.rows({plain: {"a": measured((0.2, 0.6))}, focus: {"a": own}}, 1.0, {plain: 1.0, focus: 1.0})
     assert next(row for row in rows if row.setting == focus).unfocused == 0.6
+
+
+def test_other_weights_or_pictures_are_another_tuning(sam, tmp_path):
+    """A decoder of one's own, or pictures that have the same names, must not be mixed with what the folder holds."""
+    pictures = photographs()
+    sam_bigltl.tune(sam, pictures, output=tmp_path, **QUICK)
+    with pytest.raises(InputError, match=r"\(pixels differ\)"):
+        sam_bigltl.tune(sam, [255 - picture for picture in pictures], output=tmp_path, **QUICK)
+    other = copy.deepcopy(sam)
+    with torch.no_grad():
+        other.mask_decoder.iou_prediction_head.layers[-1].bias += 0.1
+    with pytest.raises(InputError, match=r"\(weights differ\)"):
+        sam_bigltl.tune(other, pictures, output=tmp_path, **QUICK)
+
+
+def test_nothing_of_the_users_is_overwritten(sam, tmp_path):
+    ours = tmp_path / "model.safetensors"
+    sam_bigltl.save_sam(sam_bigltl.convert_sam(sam), ours)
+    content = ours.read_bytes()
+    (tmp_path / "training").mkdir()
+    for model, words in ((str(ours), "would be overwritten"), (sam, "is no tuning's")):
+        for restart in (False, True):
+            with pytest.raises(InputError, match=words):
+                sam_bigltl.tune(model, photographs(), output=tmp_path, restart=restart, **QUICK)
+    assert ours.read_bytes() == content and {path.name for path in tmp_path.iterdir()} == {ours.name, "training"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(minutes=1, keep_ratios=(1.0,)), "training is for keep_ratios below 1"),
+        (dict(minutes=1, keep_ratios=("auto",)), "training is for keep_ratios below 1"),
+        (dict(keep_ratios="auto"), r"keep_ratios is a list of them, such as \['auto'\]"),
+        (dict(keep_ratios=0.5), r"keep_ratios is a list of them, such as \[0.5\]"),
+        (dict(dtypes="int8"), r"dtypes is a list of them, such as \['int8'\]"),
+        (dict(dtypes=()), "there is no dtype to compare"),
+    ],
+)
+def test_arguments_are_refused_before_the_work(sam, arguments, words):
+    with pytest.raises(InputError, match=words):
+        sam_bigltl.tune(sam, photographs(), **{**QUICK, **arguments})
+
+
+def test_int8_is_refused_in_words():
+    dense = dense_sam()
+    dense.image_encoder.optimize("int8")
+    with pytest.raises(InputError, match="takes a model in float32"):
+        sam_bigltl.tune(dense, photographs(), **QUICK)
+
+
+def test_training_without_float32_leaves_the_random_state(sam):
+    state = torch.get_rng_state()
+    tuned = sam_bigltl.tune(sam, photographs(), **{**QUICK, "dtypes": ("bfloat16",), "minutes": 0.01})
+    assert torch.equal(state, torch.get_rng_state())
+    assert [stage["keep_ratio"] for stage in tuned.stages] == ["0.5"]
+    assert tuned.stages[0]["fitted_error"] != tuned.stages[0]["trained_error"]

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .agreement import Measured
 from .settings import Setting
 
-NAME, TRAINING = "journal.jsonl", "training"
+NAME, TRAINING, MODEL = "journal.jsonl", "training", "model.safetensors"
 
 
 class Journal:
@@ -35,16 +35,20 @@ class Journal:
         self.facts: dict[str, Any] = {}
         self._prompts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._measured: dict[tuple[str, str, Setting], Measured] = {}
-        if self.path is None:
+        if folder is None or self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if restart:
-                self.path.unlink(missing_ok=True)
-                shutil.rmtree(self.path.parent / TRAINING, ignore_errors=True)
+            if restart and self.path.exists():  # last the journal: without it nothing in the folder is a tuning's
+                if (folder / TRAINING).exists():
+                    shutil.rmtree(folder / TRAINING)
+                (folder / MODEL).unlink(missing_ok=True)
+                self.path.unlink()
         except OSError as error:
             raise cannot_write(self.path.parent, error) from None
         about = json.loads(json.dumps(about))
+        if not self.path.exists() and (mine := [name for name in (MODEL, TRAINING) if (folder / name).exists()]):
+            raise InputError(f"{folder / mine[0]} is no tuning's, and would be overwritten: use another --output")
         if self.path.exists():
             cut_torn_line(self.path)
             self._read(about)

@@ -47,12 +47,14 @@ class Photographs:
         skipped: by name, why some cannot be read.
         near_copies: how many were left out because they show what another one shows. Like those skipped, they are
             counted among the photographs that were looked at until there were enough.
+        digest: of the pixels of `fit` and `measure`: other pictures can have the same names.
     """
 
     fit: list[Entry]
     measure: list[Entry]
     skipped: dict[str, str]
     near_copies: int
+    digest: str = ""
 
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | np.ndarray]
@@ -106,6 +108,7 @@ def open_photographs(
     listed = sorted(list_photographs(images), key=lambda photograph: _draw(photograph.key, seed))
     wanted = sum(inf if number is None else number for number in (fit, measure))
     copies, usable, skipped, doubles = NearCopies(), [], {}, 0
+    digests: dict[str, bytes] = {}
     with tqdm(total=min(len(listed), wanted), desc="photographs", disable=None if progress else True) as bar:
         for photograph in listed:
             try:
@@ -117,6 +120,7 @@ def open_photographs(
                 doubles += 1
                 continue
             usable.append(photograph)
+            digests[photograph.key] = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
             bar.update()
             if len(usable) == wanted:
                 break
@@ -125,7 +129,9 @@ def open_photographs(
     last = max(LEAST, round(len(usable) * share))
     last = min(last, len(usable) - LEAST * (fit != 0), len(usable) if measure is None else measure)
     first = len(usable) - last
-    return Photographs(usable[:first][:fit], usable[first:], skipped, doubles)
+    fitting, measuring = usable[:first][:fit], usable[first:]
+    digest = hashlib.sha256(b"".join(digests[each.key] for each in fitting + measuring)).hexdigest()
+    return Photographs(fitting, measuring, skipped, doubles, digest)
 
 
 def is_held_out(place: int) -> bool:

@@ -71,9 +71,10 @@ class Plan:
 
     @property
     def before_training(self) -> tuple[Setting, ...]:
-        """What is measured before a training: the ratios below 1.0, in float32."""
-        ratios = [setting.keep_ratio for setting in self.settings if setting.keep_ratio != 1.0]
-        return tuple(Setting(keep_ratio=ratio) for ratio in dict.fromkeys(ratios))
+        """What is measured before a training: the ratios below 1.0, in float32 where that is measured."""
+        below = [setting for setting in self.settings if setting.keep_ratio != 1.0 and not setting.focus]
+        form = "float32" if any(setting.dtype == "float32" for setting in below) else below[0].format if below else ""
+        return tuple(setting for setting in below if setting.format == form)
 
     def as_json(self) -> dict[str, Any]:
         """For files; `from_json` reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,6 @@ from segment_anything.modeling import Sam
 from tqdm import tqdm
 
 from ..bench.timing import timed
-from ..convert.fingerprint import fingerprint
 from ..convert.sam import describe, load_sam, save_sam
 from ..convert.warm_start import warm_start
 from ..data.photos import preprocess
@@ -26,14 +26,13 @@ from . import choice
 from .agreement import Measured, disagreements, measure
 from .costs import first_look, fitting_memory
 from .engines import Engines, times
-from .journal import TRAINING, Journal
+from .journal import MODEL, TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
 from .photographs import Entry, Photographs, is_held_out
 from .plan import FEWEST_FIT, FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
 
-MODEL = "model.safetensors"
 _FOCUSED = (0.5, 0.25, 0.125, 0.0625)  # ratios that are tried with boxes given
 _ROUNDS = 7
 _ENOUGH_WORK = 5e9  # multiply-accumulates of an encoder from which a larger one's time can be guessed
@@ -67,6 +66,15 @@ class Wanted:
                 raise InputError(f"{name} is at least 1, not {getattr(self, name)}")
         if not self.ratios:
             raise InputError("there is no keep_ratio to compare: name some")
+        if self.dtypes is not None and not self.dtypes:
+            raise InputError("there is no dtype to compare: name some, or None for all")
+        if self.minutes and not self.trained:
+            raise InputError("training is for keep_ratios below 1, and there is none: name some, or leave minutes out")
+
+    @property
+    def trained(self) -> list[float]:
+        """The ratios that a training draws from: one number below 1 for all stages."""
+        return [float(ratio) for ratio in self.ratios if isinstance(ratio, int | float) and ratio < 1]
 
 
 class Run:
@@ -110,9 +118,9 @@ class Run:
         options = asdict(self.wanted)
         del options["target"]  # the choice alone depends on it
         self.journal = Journal(self.folder, {
-            "version": 1, "weights": fingerprint(self.model.image_encoder), "options": options, "formats": self.formats,
+            "version": 1, "weights": _digest(self.model), "options": options, "formats": self.formats,
             "fitting": [each.key for each in self.photographs.fit],
-            "measuring": [each.key for each in self.photographs.measure],
+            "measuring": [each.key for each in self.photographs.measure], "pixels": self.photographs.digest,
             **{name: self.about[name] for name in ("machine", "threads", "torch")},
         }, restart)  # fmt: skip
 
@@ -238,10 +246,9 @@ class Run:
             for pixels in (shrunk(entry.pixels(), side) for entry in entries)
         )
         self.say(f"training the little path for at most {self.wanted.minutes:g} min")
-        ratios = [ratio for ratio in self.wanted.ratios if isinstance(ratio, float)]
         done = distil(
-            self.model, self.original, photographs, self.wanted.minutes, ratios, self.folder / TRAINING,
-            self.wanted.seed,
+            self.model, self.original, photographs, self.wanted.minutes, self.wanted.trained,
+            self.folder / TRAINING, self.wanted.seed,
         )  # fmt: skip
         early = ", ended early" if done.stopped_early else ""
         gain = "" if done.gained else "; nothing gained on photographs held out, so the fit to all of them is kept"
@@ -321,3 +328,12 @@ class Run:
             if entry.key in lowest and (seen := self._see(entry)) is not None:
                 found += disagreements(self.engines.predictor(setting), seen, most=2)
         return sorted(found, key=lambda each: each.iou)[:WORST]
+
+
+def _digest(sam: Sam) -> str:
+    """A sha256 over all weights: models that differ in the mask decoder alone are different ones, too."""
+    digest = hashlib.sha256()
+    for name, value in sam.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -17,7 +17,9 @@ from segment_anything.modeling import Sam
 
 from ..convert.sam import convert_sam, load_sam
 from ..errors import InputError
+from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder
+from .journal import MODEL
 from .photographs import open_photographs
 from .result import Tuned
 from .run import Run, Wanted
@@ -69,6 +71,9 @@ def tune(
     Raises:
         InputError: photographs, a model, an argument or a folder that cannot be used.
     """
+    for name, value in (("keep_ratios", keep_ratios), ("dtypes", dtypes)):
+        if isinstance(value, str | float | int):
+            raise InputError(f"{name} is a list of them, such as [{value!r}]")
     wanted = Wanted(
         target, minutes, budget, fit, measure, objects, tuple(keep_ratios),
         None if dtypes is None else tuple(dtypes), seed,
@@ -76,6 +81,8 @@ def tune(
     wanted.check()
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     source = "a model in memory" if isinstance(sam, Sam) else str(sam)
+    if output is not None and not isinstance(sam, Sam) and _holds(Path(output) / MODEL, Path(sam)):
+        raise InputError(f"{sam} would be overwritten by the tuned model: use another --output")
     model, has_little = big_little(sam if isinstance(sam, Sam) else load_sam(Path(sam)), seed)
     model.to(model.device if device is None else device)
     if has_little and minutes:
@@ -83,17 +90,28 @@ def tune(
     photographs = open_photographs(images, 0 if has_little else fit, measure, seed, progress=True)
     kept: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with kept as place:
-        run = Run(wanted, model, has_little, photographs, Path(place), output is not None, say)
-        run.open(source, restart)
-        return run.all()
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            run = Run(wanted, model, has_little, photographs, Path(place), output is not None, say)
+            run.open(source, restart)
+            return run.all()
+
+
+def _holds(file: Path, given: Path) -> bool:
+    """Whether a file is the one that is given, or in the folder that is."""
+    try:
+        return file.exists() and (given.samefile(file) or given.samefile(file.parent))
+    except OSError:  # loading says what is wrong with it
+        return False
 
 
 def big_little(sam: Sam, seed: int) -> tuple[Sam, bool]:
     """A big.LITTLE copy in float32, and whether it had a little path already."""
     encoder = sam.image_encoder
-    if isinstance(encoder, BigLittleEncoder) and not encoder.is_dense:
-        if any(not p.is_floating_point() or p.dtype != torch.float32 for p in encoder.parameters()):
-            raise InputError("tune takes a model in float32: load it anew, before optimize()")
+    is_int8 = any(isinstance(module, Int8Linear | Int8MLP) for module in encoder.modules())
+    has_little = isinstance(encoder, BigLittleEncoder) and not encoder.is_dense
+    if is_int8 or (has_little and any(p.dtype != torch.float32 for p in encoder.parameters())):
+        raise InputError("tune takes a model in float32: load it anew, before optimize()")
+    if has_little:
         model = copy.deepcopy(sam).eval().requires_grad_(False)
         model.image_encoder.keep_ratio = 1.0
         return model, True
