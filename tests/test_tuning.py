@@ -202,6 +202,8 @@ def test_prompts_lie_in_the_objects_that_are_found(sam):
         assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all() and (boxes[:, 2] <= width).all()
         inside = (points >= boxes[:, :2]) & (points <= boxes[:, 2:] + 1)
         assert inside.all() and (points[:, 1] < height).all()
+    (box,), _ = original.find_prompts(sam, pixels, most=1)  # neither the smallest nor the largest
+    assert box.tolist() in original.find_prompts(sam, pixels, most=3)[0].tolist()
     ring = np.zeros((30, 40), bool)
     ring[5:25, 5:35] = True
     ring[9:21, 9:24] = False  # its thick side is the right one

@@ -112,6 +112,13 @@ def test_a_folder_with_its_subfolders(tmp_path):
     assert np.array_equal(read["a/2.PNG"], scene(1)) and read["b.jpg"].shape == (180, 240, 3)
 
 
+def test_pictures_of_an_earlier_tuning_are_no_photographs(tmp_path):
+    before = open_photographs(folder_of(tmp_path, 9))
+    save(tmp_path / "tuned" / "tune.png", scene(77))
+    after = open_photographs(tmp_path, output=tmp_path / "tuned")
+    assert [each.key for each in after.fit + after.measure] == [each.key for each in before.fit + before.measure]
+
+
 def test_a_list_of_paths(tmp_path):
     folder_of(tmp_path / "photos" / "in", 8)
     elsewhere = save(tmp_path / "else where" / "#1.gif", scene(30))

@@ -123,10 +123,12 @@ def _by_area(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def find_prompts(sam: Sam, pixels: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (n, 4) and points (n, 2) of at most `most` objects that everything mode finds, from small to large.
 
-    Where it finds many, they are taken at equal steps of their order by area. n can be 0.
+    Where it finds many, they are taken at equal steps of their order by area, a single one from its middle. n can be 0.
     """
     found = find_objects(sam, pixels)
-    chosen = [found[round(i)] for i in np.linspace(0, len(found) - 1, min(most, len(found)))] if found else []
+    count = min(most, len(found))
+    places = np.linspace(0, len(found) - 1, count) if count > 1 else [(len(found) - 1) / 2] * count
+    chosen = [found[round(place)] for place in places]
     boxes = [_corners(record["bbox"]) for record in chosen]
     points = [_innermost(coco_mask.decode(record["segmentation"])) for record in chosen]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(points, dtype=np.float64).reshape(-1, 2)

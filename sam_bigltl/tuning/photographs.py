@@ -86,7 +86,12 @@ def list_photographs(images: Images) -> list[Entry]:
 
 
 def open_photographs(
-    images: Images, fit: int | None = FIT, measure: int | None = MEASURE, seed: int = 0, progress: bool = False
+    images: Images,
+    fit: int | None = FIT,
+    measure: int | None = MEASURE,
+    seed: int = 0,
+    progress: bool = False,
+    output: str | os.PathLike[str] | None = None,
 ) -> Photographs:
     """Choose photographs to fit to and others to measure on, two to one where there are not enough for both numbers.
 
@@ -98,6 +103,7 @@ def open_photographs(
         images: see `list_photographs`.
         fit, measure: how many at most; None for no limit. `fit` 0 is for a measurement alone.
         progress: show a bar where stderr is a terminal.
+        output: a folder of results, where pictures are no photographs.
 
     Raises:
         InputError: a number is too small, or there are fewer than `LEAST` photographs for a side.
@@ -105,7 +111,12 @@ def open_photographs(
     for number, purpose in ((fit, "fit to"), (measure, "measure on")):
         if number is not None and number < LEAST and not (number == 0 and purpose == "fit to"):
             raise InputError(f"{number} photographs to {purpose} are too few: give at least {LEAST}")
-    listed = sorted(list_photographs(images), key=lambda photograph: _draw(photograph.key, seed))
+    own = None if output is None else Path(output).resolve()
+    found = [
+        photograph for photograph in list_photographs(images)
+        if own is None or not isinstance(photograph.source, Path) or own not in photograph.source.resolve().parents
+    ]  # fmt: skip
+    listed = sorted(found, key=lambda photograph: _draw(photograph.key, seed))
     wanted = sum(inf if number is None else number for number in (fit, measure))
     copies, usable, skipped, doubles = NearCopies(), [], {}, 0
     digests: dict[str, bytes] = {}

@@ -87,7 +87,7 @@ def tune(
     model.to(model.device if device is None else device)
     if has_little and minutes:
         raise InputError("this model has a little path already, which tune leaves as it is: leave minutes out")
-    photographs = open_photographs(images, 0 if has_little else fit, measure, seed, progress=True)
+    photographs = open_photographs(images, 0 if has_little else fit, measure, seed, progress=True, output=output)
     kept: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with kept as place:
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
