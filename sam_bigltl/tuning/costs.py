@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from segment_anything.modeling import Sam
 
 from ..bench.macs import count_macs
@@ -50,6 +49,8 @@ def first_look(
 
 
 def fitting_memory(sam: Sam, photographs: int) -> float:
-    """Bytes that fitting keeps: the tokens of all photographs, before and after a stage, in float32."""
+    """Bytes that fitting takes, about: three sets of tokens a photograph, and what a stage is fitted to, in float64."""
     config = sam.image_encoder.config
-    return 2.0 * photographs * config.side**2 * config.dim * torch.finfo(torch.float32).bits / 8
+    tokens, layers = config.side**2, max(map(len, config.stages))
+    targets = 2 * 8.0 * tokens * (2 * layers + 1) * config.dim  # keys and values of each layer, and the change; twice
+    return 3 * 4.0 * photographs * tokens * config.dim + targets

@@ -179,14 +179,15 @@ class Run:
 
     def _fit_into_memory(self, photographs: int) -> int:
         """So many photographs to fit to, or as many as half of the free memory has room for."""
-        free, each = available_memory(), fitting_memory(self.model, 1)
-        if free is None or photographs * each <= free / 2:
+        free = available_memory()
+        if free is None:
             return photographs
-        fewer = int(free / 2 / each)
-        if fewer < FEWEST_FIT:
-            need = 2 * FEWEST_FIT * each / 2**30
+        fewer = next((n for n in range(photographs, 0, -1) if fitting_memory(self.model, n) <= free / 2), 0)
+        if fewer < min(FEWEST_FIT, photographs):
+            need = 2 * fitting_memory(self.model, FEWEST_FIT) / 2**30
             raise InputError(f"fitting this model takes {need:.1f} GB of free memory, and there are {free / 2**30:.1f}")
-        self.say(f"  memory: there is room for {fewer} photographs to fit to, instead of {photographs}")
+        if fewer < photographs:
+            self.say(f"  memory: there is room for {fewer} photographs to fit to, instead of {photographs}")
         return fewer
 
     def _plan_lines(self, plan: Plan, costs: Costs, memory: float | None) -> list[str]:
