@@ -34,6 +34,7 @@ from evaluation_toy import (
 
 from sam_bigltl import InputError, sam_model_registry, save_sam
 from sam_bigltl.evaluation import Clicker, Plan, box_xyxy, evaluate, load_coco, mask_iou, summarize, summary_rows
+from sam_bigltl.fast.precision import set_precision
 
 
 # ---------------------------------------------------------------- metrics
@@ -257,7 +258,7 @@ def test_dense_model_against_segment_anything(data: SimpleNamespace, dtype: str)
         rows = {int(row["annotation_id"]): row for row in csv.DictReader(stream)}
     assert len(rows) == 5
 
-    sam.image_encoder.to(getattr(torch, dtype))
+    set_precision(sam.image_encoder, dtype)
     predictor = segment_anything.SamPredictor(sam)
     for annotation in toy()["annotations"]:
         if annotation["id"] not in TARGETS:

@@ -333,4 +333,4 @@ def test_training_without_float32_leaves_the_random_state(sam):
     tuned = sam_bigltl.tune(sam, photographs(), **{**QUICK, "dtypes": ("bfloat16",), "minutes": 0.01})
     assert torch.equal(state, torch.get_rng_state())
     assert [stage["keep_ratio"] for stage in tuned.stages] == ["0.5"]
-    assert tuned.stages[0]["fitted_error"] != tuned.stages[0]["trained_error"]
+    assert tuned.stages[0]["fitted_error"] > 0
