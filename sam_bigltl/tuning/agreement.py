@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..predict.predictor import SamPredictor
-from .original import Objects, answers
+from .original import Objects, answers, chosen_masks
 from .result import SIZES, Disagreement, Row
 from .settings import Setting
 
@@ -49,9 +49,8 @@ def measure(predictor: SamPredictor, seen: Objects, setting: Setting) -> Measure
     predictor.set_image(seen.pixels)
     masks, scores = answers(predictor, seen.boxes, seen.points)
     error = embedding_error(predictor.get_image_embedding(), seen.embedding)
-    output = seen.output
-    point = masks["point"][torch.arange(len(output)), output]
-    ious = mask_ious(masks["box"][:, 0], seen.masks["box"]) + mask_ious(point, seen.masks["point"])
+    output, chosen = seen.output, chosen_masks(masks, seen.output)
+    ious = [iou for kind in ("box", "point") for iou in mask_ious(chosen[kind], seen.masks[kind])]
     drifts = (scores["box"] - seen.scores["box"])[:, 0].abs().tolist()
     drifts += (scores["point"] - seen.scores["point"]).abs().gather(1, output[:, None])[:, 0].tolist()
     switched = (scores["point"].argmax(dim=1) != output).tolist()
@@ -121,9 +120,7 @@ def _mean(values: np.ndarray) -> float | None:
 def disagreements(predictor: SamPredictor, seen: Objects, most: int) -> list[Disagreement]:
     """The prompts of a photograph for which the model's mask agrees least with the original's, the worst first."""
     predictor.set_image(seen.pixels)
-    masks, _ = answers(predictor, seen.boxes, seen.points)
-    masks["box"] = masks["box"][:, 0]
-    masks["point"] = masks["point"][torch.arange(len(seen.output)), seen.output]
+    masks = chosen_masks(answers(predictor, seen.boxes, seen.points)[0], seen.output)
     found = []
     for kind, prompts in (("box", seen.boxes), ("point", seen.points)):
         ious = mask_ious(masks[kind], seen.masks[kind])

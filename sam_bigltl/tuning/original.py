@@ -159,9 +159,12 @@ def see(sam: Sam, key: str, pixels: np.ndarray, boxes: np.ndarray, points: np.nd
     embedding = predictor.get_image_embedding().clone()
     masks, scores = answers(predictor, boxes, points)
     output = scores["point"].argmax(dim=1)
-    masks["point"] = masks["point"][torch.arange(len(output)), output]
-    masks["box"] = masks["box"][:, 0]
-    return Objects(key, pixels, embedding, boxes, points, masks, scores, output)
+    return Objects(key, pixels, embedding, boxes, points, chosen_masks(masks, output), scores, output)
+
+
+def chosen_masks(masks: dict[str, Tensor], output: Tensor) -> dict[str, Tensor]:
+    """Of what `answers` gave, the mask of each box, and of each point the one of three that `output` (n,) says."""
+    return {"box": masks["box"][:, 0], "point": masks["point"][torch.arange(len(output)), output]}
 
 
 def answers(

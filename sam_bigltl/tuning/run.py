@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .costs import first_look, fitting_memory
 from .engines import Engines, times
 from .journal import MODEL, TRAINING, Journal
 from .original import Objects, find_masks, find_prompts, original_of, see, shrunk
-from .photographs import Entry, Photographs, is_held_out
+from .photographs import FIT, MEASURE, Entry, Photographs, is_held_out
 from .plan import FEWEST_FIT, FEWEST_MEASURE, WORST, Costs, Plan, duration, make_plan, of_vit_h
 from .result import Disagreement, Tuned
 from .settings import RATIOS, Setting, apply, formats_here, settings_of
@@ -46,8 +46,8 @@ class Wanted:
     target: float = 0.95
     minutes: float = 0.0
     budget: float | None = 10.0
-    fit: int = 40
-    measure: int = 20
+    fit: int = FIT
+    measure: int = MEASURE
     objects: int = 8
     ratios: tuple[float | str, ...] = RATIOS
     dtypes: tuple[str, ...] | None = None
@@ -156,7 +156,7 @@ class Run:
             self.say("going on with what the folder holds")
             return Plan.from_json(self.journal.facts["plan"])
         self.say("looking at the first photograph, to see how long everything takes")
-        _, pixels = next(self._readable())
+        pixels = self._pixels(self.photographs.measure[0])
         costs, macs, memory = first_look(self.engines, self.original, pixels, self.formats, self.wanted.objects)
         settings = settings_of(self.formats, self.wanted.ratios, [r for r in _FOCUSED if r in self.wanted.ratios])
         fit = 0 if self.has_little else self._fit_into_memory(len(self.photographs.fit))
@@ -208,9 +208,8 @@ class Run:
             lines.append(f"  {self.photographs.near_copies} near copies of others are left out")
         return lines
 
-    def _readable(self) -> Iterator[tuple[Entry, np.ndarray]]:
-        for entry in self.photographs.measure:
-            yield entry, shrunk(entry.pixels(), self.model.image_encoder.img_size)
+    def _pixels(self, entry: Entry) -> np.ndarray:
+        return shrunk(entry.pixels(), self.model.image_encoder.img_size)
 
     # ---------------------------------------------------------------- the model
     def fit(self, plan: Plan) -> None:
@@ -241,11 +240,7 @@ class Run:
         if "refitted" not in self.journal.facts:  # what says when to stop must be new to the model
             part = [entry for place, entry in enumerate(entries) if not is_held_out(place)]
             self._save("refitted", self._fit_to(part))
-        side = self.model.image_encoder.img_size
-        photographs = (
-            (pixels, find_masks(self.original, pixels))
-            for pixels in (shrunk(entry.pixels(), side) for entry in entries)
-        )
+        photographs = ((pixels, find_masks(self.original, pixels)) for pixels in map(self._pixels, entries))
         self.say(f"training the little path for at most {self.wanted.minutes:g} min")
         done = distil(
             self.model, self.original, photographs, self.wanted.minutes, self.wanted.trained,
@@ -296,7 +291,7 @@ class Run:
 
     def _see(self, entry: Entry) -> Objects | None:
         """The original's answers for a photograph; None where it finds nothing in it."""
-        pixels = shrunk(entry.pixels(), self.model.image_encoder.img_size)
+        pixels = self._pixels(entry)
         prompts = self.journal.prompts(entry.key)
         if prompts is None:
             prompts = find_prompts(self.original, pixels, self.wanted.objects)
@@ -312,7 +307,7 @@ class Run:
         if "times" not in self.journal.facts:
             # With boxes given the encoder does the same work.
             settings = [setting for setting in plan.settings if not setting.focus]
-            photographs = [pixels for (_, pixels), _ in zip(self._readable(), range(plan.rounds + 1))]
+            photographs = [self._pixels(entry) for entry in self.photographs.measure[: plan.rounds + 1]]
             self.say(f"timing the encoder, {plan.rounds} rounds")
             reference, seconds = times(self.engines, self.original.image_encoder, settings, photographs, plan.rounds)
             listed = [[setting.as_json(), value] for setting, value in seconds.items()]

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
@@ -20,12 +19,10 @@ from ..errors import InputError
 from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder
 from .journal import MODEL
-from .photographs import open_photographs
+from .photographs import FIT, MEASURE, Images, open_photographs
 from .result import Tuned
 from .run import Run, Wanted
 from .settings import RATIOS
-
-Images = str | PathLike[str] | Sequence[str | PathLike[str] | np.ndarray]
 
 
 def tune(
@@ -36,8 +33,8 @@ def tune(
     minutes: float = 0.0,
     budget: float | None = 10.0,
     output: str | PathLike[str] | None = None,
-    fit: int = 40,
-    measure: int = 20,
+    fit: int = FIT,
+    measure: int = MEASURE,
     objects: int = 8,
     keep_ratios: Sequence[float | str] = RATIOS,
     dtypes: Sequence[str] | None = None,
