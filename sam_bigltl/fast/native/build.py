@@ -1,9 +1,9 @@
 """Finding, compiling and loading the C++ kernels.
 
 A wheel brings them as a library beside the sources. Where there is none of exactly these sources, they are compiled
-with the system's compiler, for this machine's processor alone, and kept in the user's cache folder under a name made of
-their text, so that a new version is compiled anew. What lies there is run in this process, so it is loaded only if it is
-whole and nobody else can have written it.
+with the system's compiler, for this machine's processor alone, and kept in the user's cache folder under a name made
+of their text, so that a new version is compiled anew. What lies there is run in this process, so it is loaded only if
+it is whole and nobody else can have written it.
 """
 
 from __future__ import annotations

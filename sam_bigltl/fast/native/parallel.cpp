@@ -33,8 +33,8 @@ int process() {
 #endif
 }
 
-// Threads that sleep until there is work. The pool grows to the most threads that a call asked for; calls at the same time
-// share them. It is never destroyed: threads may be asleep in it when the process ends.
+// Threads that sleep until there is work. The pool grows to the most threads that a call asked for; calls at the same
+// time share them. It is never destroyed: threads may be asleep in it when the process ends.
 class Pool {
  public:
   const int owner = process();
@@ -122,8 +122,8 @@ extern "C" void bigltl_run(void (*fn)(void*), void* data, unsigned threads) {
   pool().run(fn, data, threads);
 }
 
-// Takes the address of the OpenMP runtime's GOMP_parallel, so that no second team of threads competes with torch's; null
-// for the pool.
+// Takes the address of the OpenMP runtime's GOMP_parallel, so that no second team of threads competes with torch's;
+// null for the pool.
 BIGLTL_EXPORT void bigltl_set_parallel(void* gomp_parallel) {
   runtime_owner.store(process());
   runtime.store(reinterpret_cast<Runtime>(gomp_parallel));

@@ -9,8 +9,8 @@ extern "C" void bigltl_run(void (*fn)(void*), void* data, unsigned threads);
 
 namespace {
 
-// body(index) for every index below `count`, in any order. Each thread draws the next index, like a ticket, so there may
-// be fewer threads than asked for, and none waits for a slow one while there is work.
+// body(index) for every index below `count`, in any order. Each thread draws the next index, like a ticket, so there
+// may be fewer threads than asked for, and none waits for a slow one while there is work.
 template <class Body>
 void parallel_for(int64_t count, int64_t threads, const Body& body) {
   if (count < threads) threads = count;
