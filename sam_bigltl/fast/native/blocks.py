@@ -66,6 +66,11 @@ class PackedBlock:
 
     def dense(self, x: Tensor, layout: Ragged) -> Tensor:
         """Every token, x (R, C) float32 -> (R, C)."""
+        if self.tables is None and ops.fits_windows(layout):
+            return ops.windows(
+                x, layout, self.norm1, self.qkv, self.padding, self.num_heads, self.proj, self.norm2, self.lin1,
+                self.lin2, self.products,
+            )  # fmt: skip
         dim = x.shape[1]
         qkv = ops.linear(self.qkv, x, self.norm1, dtype=self.qkv.stored)
         return self._rest(x, qkv, qkv[:0, dim:], layout)

@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "block.h"
 #include "linear.h"
+#include "window.h"
 
 #define BIGLTL_JOIN(a, b, c) a##b##c
 #define BIGLTL_NAMED(level, name) BIGLTL_JOIN(bigltl_##level, _, name)
@@ -105,5 +106,13 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
   with_format(a->proj.format, [&](auto format) {
     using Format = decltype(format);
     with_activation(a->activation, [&](auto kind) { finish<Format, kind>(*a, threads); });
+  });
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(windows)(const Window* a, int64_t threads) {
+  with_format(a->qkv.format, [&](auto format) {
+    using Format = decltype(format);
+    if (a->format == kInt16) run_windows<Format, Int16>(*a, threads);
+    else run_windows<Format, Float32>(*a, threads);
   });
 }

@@ -17,6 +17,7 @@ FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int16": 3}  # `FormatId` of 
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 _LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.h
 _CHANNELS = 256
+_LARGEST_WINDOW = 256  # places, of `windows`: its rows stay in the second level cache
 _PANEL = 64  # a multiple of `kPanel` of every level
 _CHUNK = 768  # hidden units of an MLP that are in the cache at a time
 _SUM = 2**31 - 2**16  # of integers
@@ -84,6 +85,16 @@ def has_fast_integers() -> bool:
 def has(name: str) -> bool:
     """Whether this processor's level has products of a format of FORMATS."""
     return bool(levels.function("has")(_i32(FORMATS[name])))
+
+
+class _Window(ctypes.Structure):
+    """Mirrors `Window` of window.h."""
+
+    _fields_ = _fields(
+        (_ptr, "x"), (_i64, "stride"), (_ptr, "keys starts queries places"), (_i64, "key_places windows heads d"),
+        (_f32, "scale"), (_ptr, "padding norm1_weight norm1_bias"), (_f32, "eps1"), (_Packed, "qkv"), (_Finish, "rest"),
+        (_i32, "format"),
+    )  # fmt: skip
 
 
 @dataclass
@@ -254,4 +265,38 @@ def finish(
         *_norm(norm), ACTIVATIONS[activation], lin1.problem, lin2.problem, out.data_ptr(), out.stride(0),
     )  # fmt: skip
     levels.function("finish")(ctypes.byref(problem), _threads())
+    return out
+
+
+def fits_windows(ragged: Ragged) -> bool:
+    """Whether `windows` takes blocks of these windows: small ones, enough for all threads."""
+    places = ragged.grid[0] * ragged.grid[1]
+    return ragged.places is not None and places <= _LARGEST_WINDOW and len(ragged.starts) > 2 * torch.get_num_threads()
+
+
+def windows(
+    x: Tensor, ragged: Ragged, norm1: nn.LayerNorm, qkv: Packed, padding: Tensor, num_heads: int, proj: Packed,
+    norm2: nn.LayerNorm, lin1: Packed, lin2: Packed, dtype: str = "float32",
+) -> Tensor:  # fmt: skip
+    """A whole block without relative positions, window by window; see `fits_windows`.
+
+    Args:
+        x: (R, C) float32.
+        padding: keys and values of a padded place, (2C,) float32.
+        dtype: of the attention's products, "float32" or "int16".
+
+    Returns:
+        (R, C)
+    """
+    out, dim = x.clone(), proj.inputs
+    rest = _Finish(
+        proj=proj.problem, norm_weight=norm2.weight.data_ptr(), norm_bias=norm2.bias.data_ptr(), eps=norm2.eps,
+        activation=ACTIVATIONS["gelu"], lin1=lin1.problem, lin2=lin2.problem,
+    )  # fmt: skip
+    problem = _Window(
+        out.data_ptr(), out.stride(0), ragged.keys.data_ptr(), ragged.starts.data_ptr(), ragged.queries.data_ptr(),
+        _pointer(ragged.places), ragged.keys.shape[1], ragged.starts.shape[0] - 1, num_heads, dim // num_heads,
+        (dim // num_heads) ** -0.5, padding.data_ptr(), *_norm(norm1), qkv.problem, rest, FORMATS[dtype],
+    )  # fmt: skip
+    levels.function("windows")(ctypes.byref(problem), _threads())
     return out
