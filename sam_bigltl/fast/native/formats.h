@@ -42,7 +42,7 @@ struct Int16 {
 // The processor multiplies unsigned by signed bytes: weights are stored with kShift added, and kShift times the sum of
 // the activations is taken off afterwards.
 struct Int8 {
-  static constexpr int kValues = 4, kStep = 1, kShift = 128;
+  static constexpr int kValues = 4, kStep = 1, kShift = 128, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
 #if BIGLTL_AVX512
@@ -54,21 +54,43 @@ struct Int8 {
 #endif
   }
 };
+#elif BIGLTL_AVX2 || BIGLTL_AVX512
+#define BIGLTL_INT8 1
+// As above; products are summed in pairs of 16 bits, which hold 2 * 255 * kLevels.
+struct Int8 {
+  static constexpr int kValues = 4, kStep = 1, kShift = 128, kLevels = 64;
+  using Sum = Ints;
+  static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
+#if BIGLTL_AVX512
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)weight, (__m512i)activation);
+    return total + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)weight, (__m256i)activation);
+    return total + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+  }
+};
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
 #define BIGLTL_INT8 1
 #define BIGLTL_I8MM 1
 // Two rows of 8 bytes by two columns of 8 bytes at a time: `tile.h` has its own loop for it.
 struct Int8 {
-  static constexpr int kValues = 4, kStep = 2, kShift = 0;
+  static constexpr int kValues = 4, kStep = 2, kShift = 0, kLevels = 127;
   using Sum = Ints;
 };
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_NEON)
 #define BIGLTL_INT8 1
 struct Int8 {
-  static constexpr int kValues = 4, kStep = 1, kShift = 0;
+  static constexpr int kValues = 4, kStep = 1, kShift = 0, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
-    return (Ints)vdotq_s32((int32x4_t)total, (int8x16_t)activation, (int8x16_t)weight);
+    const int8x16_t a = (int8x16_t)activation, w = (int8x16_t)weight;
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Ints)vdotq_s32((int32x4_t)total, a, w);
+#else
+    const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(w)), vmull_high_s8(a, w));
+    return (Ints)vpadalq_s16((int32x4_t)total, pairs);  // pairs of products of 127 * 127 fit 16 bits
+#endif
   }
 };
 #endif

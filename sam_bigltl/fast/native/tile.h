@@ -17,13 +17,15 @@ constexpr int kPanel = kVectors * kLanes;  // columns of weights that lie togeth
 #define BIGLTL_UNROLLED _Pragma("GCC unroll 8")
 
 #if BIGLTL_I8MM
-// As `add_up`, for Int8; `steps` is even. A vector holds two rows, or two columns, of 8 bytes, and sums of both by both.
+// As the next one, for Int8; `steps` is even. A vector holds two rows or two columns of 8 bytes, or sums of 2 x 2.
 template <int V>
 BIGLTL_INLINE void add_up(Int8, const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps,
-                          Ints (&found)[kTile][V]) {
+                          const uint32_t* ahead, Ints (&found)[kTile][V]) {
   static_assert(kTile % 2 == 0);
   int32x4_t sums[kTile / 2][2 * V] = {};
   for (int64_t step = 0; step < steps; step += 2) {
+    __builtin_prefetch(ahead + step * 16, 0, 2);
+    __builtin_prefetch(ahead + step * 16 + 16, 0, 2);
     int8x16_t rows[kTile / 2];
     BIGLTL_UNROLLED
     for (int pair = 0; pair < kTile / 2; ++pair) {
@@ -50,11 +52,13 @@ BIGLTL_INLINE void add_up(Int8, const uint32_t* a, int64_t stride, const uint32_
 #endif
 
 // found[row][vector] = sum over `steps` words of a[row] . b, for a panel of V * kLanes columns.
+// Meanwhile `steps` lines of the cache from `ahead` on are fetched, which a later tile will read.
 template <class Format, int V>
 BIGLTL_INLINE void add_up(Format, const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps,
-                          typename Format::Sum (&found)[kTile][V]) {
+                          const uint32_t* ahead, typename Format::Sum (&found)[kTile][V]) {
   typename Format::Sum sums[kTile][V] = {};
   for (int64_t step = 0; step < steps; ++step) {
+    __builtin_prefetch(ahead + step * 16, 0, 2);
     Ints weights[V];
     BIGLTL_UNROLLED
     for (int v = 0; v < V; ++v) weights[v] = load(b + (step * V + v) * kLanes);
@@ -73,23 +77,25 @@ BIGLTL_INLINE void add_up(Format, const uint32_t* a, int64_t stride, const uint3
 
 // out(row, vector, sum over `steps` words of a[row] . b) for all rows and V vectors of a panel of V * kLanes columns.
 template <class Format, int V, class Out>
-BIGLTL_INLINE void tile_of(const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps, Out&& out) {
+BIGLTL_INLINE void tile_of(const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps, const uint32_t* ahead,
+                           Out&& out) {
   typename Format::Sum sums[kTile][V];
-  add_up(Format{}, a, stride, b, steps, sums);
+  add_up(Format{}, a, stride, b, steps, ahead, sums);
   for (int row = 0; row < kTile; ++row)
     for (int v = 0; v < V; ++v) out(row, v, sums[row][v]);
 }
 
 // The same with the number of vectors known at run time only, 1 to kVectors.
 template <class Format, class Out>
-BIGLTL_INLINE void tile(int64_t vectors, const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps, Out&& out) {
+BIGLTL_INLINE void tile(int64_t vectors, const uint32_t* a, int64_t stride, const uint32_t* b, int64_t steps,
+                        const uint32_t* ahead, Out&& out) {
   switch (vectors) {
-    case 1: return tile_of<Format, 1>(a, stride, b, steps, out);
+    case 1: return tile_of<Format, 1>(a, stride, b, steps, ahead, out);
 #if !BIGLTL_AVX2
-    case 2: return tile_of<Format, 2>(a, stride, b, steps, out);
-    case 3: return tile_of<Format, 3>(a, stride, b, steps, out);
+    case 2: return tile_of<Format, 2>(a, stride, b, steps, ahead, out);
+    case 3: return tile_of<Format, 3>(a, stride, b, steps, ahead, out);
 #endif
-    default: return tile_of<Format, kVectors>(a, stride, b, steps, out);
+    default: return tile_of<Format, kVectors>(a, stride, b, steps, ahead, out);
   }
 }
 
