@@ -1,7 +1,7 @@
 """Kernels in another process: those for another processor under an emulator, or those with sanitizers.
 
-`Remote.function` stands for `levels.function`. What it returns is called as the ctypes function is; the memory behind the
-pointers, which are those of tensors, goes to `driver.cpp`, and back when the function has run.
+`Remote.function` stands for `levels.function`. What it returns is called as the ctypes function is; the memory behind
+the pointers, which are those of tensors, goes to `driver.cpp`, and back when the function has run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Remote:
 
     def __init__(self, command: Sequence[str], level: str) -> None:
         self.level = level
+        self.called: set[str] = set()  # names of functions
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._storages: dict[int, torch.UntypedStorage] = {}
 
@@ -49,7 +50,12 @@ class Remote:
 
     def function(self, name: str, result: type | None = None) -> Callable[..., int]:
         """The function `name` of the level; `result` is its type."""
-        return lambda *arguments: self.call(f"bigltl_{self.level}_{name}", result or ctypes.c_int, arguments)
+
+        def call(*arguments: Any) -> int:
+            self.called.add(name)
+            return self.call(f"bigltl_{self.level}_{name}", result or ctypes.c_int, arguments)
+
+        return call
 
     def call(self, name: str, result: type, arguments: Sequence[Any] = ()) -> int:
         request = _Request(self._storages, name)
