@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +19,22 @@ from native.remote import Remote
 
 from sam_bigltl.fast.native import levels, ops, toolchain
 
+if os.name == "posix":
+    import fcntl
+
 _DRIVER = Path(__file__).with_name("driver.cpp")
-_CROSS_COMPILER, _EMULATOR, _SYSTEM = "aarch64-linux-gnu-g++", "qemu-aarch64", Path("/usr/aarch64-linux-gnu")
-FLAGS = tuple(os.environ.get("KERNEL_TEST_FLAGS", "").split())  # such as -fsanitize=address,undefined
+_CROSS_COMPILER, _CROSS_SYSTEM = "aarch64-linux-gnu-g++", Path("/usr/aarch64-linux-gnu")
+_FLAGS = os.environ.get("KERNEL_TEST_FLAGS", "").split()  # for the levels of this processor
 
 
 @contextmanager
 def patched(level: str, config: pytest.Config) -> Iterator[Remote]:
     """Within it the functions of `ops` run the kernels of `level`. Skips the test where this machine cannot."""
     remote = start(level, config)
+    for who, function in (("this processor", "bigltl_machine_levels"), ("the compiler", "bigltl_library_levels")):
+        if level not in toolchain.names(remote.call(function, ctypes.c_uint32)):
+            remote.close()
+            pytest.skip(f"{who} has no {level}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "data_ptr", remote.recorder())
         patch.setattr(levels, "function", remote.function)
@@ -39,49 +45,64 @@ def patched(level: str, config: pytest.Config) -> Iterator[Remote]:
     remote.close()
 
 
-def start(level: str, config: pytest.Config, processor: str = "max") -> Remote:
-    """The process; `processor` is the one that QEMU emulates. Skips the test where there can be none."""
-    machine = platform.machine()
-    if level not in toolchain.levels_of(machine) and level in toolchain.levels_of("aarch64"):
-        machine = "aarch64"
+def start(level: str, config: pytest.Config, processor: str | None = None) -> Remote:
+    """The process, or a skipped test where there can be none.
+
+    Args:
+        processor: one that QEMU has under this name; the one that is here by default, and all that QEMU can do where it
+            is of another kind than `level`.
+    """
+    if os.name != "posix":
+        pytest.skip("the driver needs dlopen()")
+    here = platform.machine()
+    machine = "aarch64" if level in toolchain.levels_of("aarch64") and here != "arm64" else here
     if level not in toolchain.levels_of(machine):
         pytest.skip(f"{level} is not of this kind of processor")
-    emulated = machine != platform.machine()
-    emulator = [_EMULATOR, "-cpu", processor, "-L", str(_SYSTEM)] if emulated else []
-    compiler = [_CROSS_COMPILER] if emulated else toolchain.find_compiler()
+    compiler, emulator = toolchain.find_compiler(), []
+    flags = _FLAGS
+    if machine != here:
+        if not shutil.which(_CROSS_COMPILER) or not _CROSS_SYSTEM.is_dir():
+            pytest.skip(f"{level} needs g++-aarch64-linux-gnu")
+        compiler, flags = [_CROSS_COMPILER], []
+        emulator, processor = ["-L", str(_CROSS_SYSTEM)], processor or "max"
     if not compiler:
         pytest.skip("no C++ compiler")
-    if emulated and not (shutil.which(_EMULATOR) and shutil.which(_CROSS_COMPILER) and _SYSTEM.is_dir()):
-        pytest.skip(f"{level} needs qemu-user and g++-aarch64-linux-gnu")
-    driver, library = _compiled(tuple(compiler), machine, config.cache.mkdir("native_levels"))
-    remote = Remote([*emulator, str(driver), str(library)], level)
-    for who, function in (("this processor", "bigltl_machine_levels"), (compiler[0], "bigltl_library_levels")):
-        if level not in toolchain.names(remote.call(function, ctypes.c_uint32)):
-            remote.close()
-            pytest.skip(f"{who} has no {level}")
-    return remote
+    if processor:
+        emulator = [f"qemu-{machine}", "-cpu", processor, *emulator]
+        if not shutil.which(emulator[0]):
+            pytest.skip(f"{emulator[0]} of qemu-user is not installed")
+    driver, library = _compiled((*compiler, *flags), machine, config.cache.mkdir("native_levels"))
+    return Remote([*emulator, str(driver), str(library)], level)
 
 
 @functools.cache
 def _compiled(compiler: tuple[str, ...], machine: str, cache: Path) -> tuple[Path, Path]:
     """The driver and the library of all levels of `machine`, optimized a little only, which takes less time."""
-    text = " ".join((toolchain.digest(), machine, *compiler, *FLAGS)).encode() + _DRIVER.read_bytes()
+    text = " ".join((toolchain.digest(), machine, *compiler)).encode() + _DRIVER.read_bytes()
     folder = cache / hashlib.sha256(text).hexdigest()[:16]
     driver, library = folder / "driver", folder / "kernels.so"
-    if library.is_file():
-        return driver, library
-    for old in cache.iterdir() if cache.is_dir() else ():
-        if old.is_dir() and (old / "machine").is_file() and (old / "machine").read_text() == machine:
-            shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "machine").write_text(machine)
-    with tempfile.TemporaryDirectory(dir=cache) as made, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolchain, "FLAGS", tuple("-O1" if flag == "-O3" else flag for flag in toolchain.FLAGS))
-        command = [*compiler, *FLAGS, "-std=c++17", str(_DRIVER), "-o", f"{made}/driver", "-ldl"]
+    with _alone(cache):
+        if library.is_file():
+            return driver, library
+        made_by = folder / "made_by"
+        for old in cache.glob(f"*/{made_by.name}"):  # of earlier sources
+            if old.read_text() == " ".join(compiler):
+                shutil.rmtree(old.parent)
+        folder.mkdir(exist_ok=True)
+        command = [*compiler, "-std=c++17", str(_DRIVER), "-o", str(driver), "-ldl"]
         subprocess.run(command, check=True, capture_output=True)
-        toolchain.compile_library(
-            (*compiler, *FLAGS), toolchain.levels_of(machine), Path(made) / "kernels.so", Path(made), machine
-        )
-        Path(made, "driver").replace(driver)
-        Path(made, "kernels.so").replace(library)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(toolchain, "FLAGS", tuple("-O1" if flag == "-O3" else flag for flag in toolchain.FLAGS))
+            made = folder / "unfinished"
+            toolchain.compile_library(compiler, toolchain.levels_of(machine), made, folder, machine)
+        made_by.write_text(" ".join(compiler))
+        made.replace(library)
     return driver, library
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process is in this block for `folder` at the same time."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

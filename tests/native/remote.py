@@ -34,7 +34,10 @@ class Remote:
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        """Raises RuntimeError where the process, or a sanitizer in it, has something to complain of."""
+        _, complaints = self._process.communicate(timeout=60)
+        if self._process.returncode or complaints:
+            raise RuntimeError(f"{self.level}: {complaints.decode(errors='replace')} ({self._process.returncode})")
 
     def recorder(self) -> Callable[[Tensor], int]:
         """What stands for `Tensor.data_ptr` from now on, so that pointers can be followed."""
