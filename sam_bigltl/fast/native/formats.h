@@ -1,5 +1,6 @@
 // Number formats of products. A word has 32 bits and holds `kValues` neighbours along the sum; `dot` adds, lane by lane,
-// the product of a word of activations (the same in all lanes) with words of weights.
+// the product of a word of activations (the same in all lanes) with words of weights. The tile takes `kStep` neighbouring
+// words at a time.
 #pragma once
 
 #include "vectors.h"
@@ -9,14 +10,14 @@ namespace {
 enum FormatId : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt16 = 3 };
 
 struct Float32 {
-  static constexpr int kValues = 1;
+  static constexpr int kValues = 1, kStep = 1;
   using Sum = Floats;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) { return fma((Floats)activation, (Floats)weight, total); }
 };
 
 // 16-bit integers, exact in 32-bit sums as long as levels of both sides are bounded for it.
 struct Int16 {
-  static constexpr int kValues = 2;
+  static constexpr int kValues = 2, kStep = 1;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
 #if BIGLTL_AVX512 && defined(__AVX512VNNI__)
@@ -41,7 +42,7 @@ struct Int16 {
 // The processor multiplies unsigned by signed bytes: weights are stored with kShift added, and kShift times the sum of
 // the activations is taken off afterwards.
 struct Int8 {
-  static constexpr int kValues = 4, kShift = 128, kLevels = 127;
+  static constexpr int kValues = 4, kStep = 1, kShift = 128, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
 #if BIGLTL_AVX512
@@ -57,7 +58,7 @@ struct Int8 {
 #define BIGLTL_INT8 1
 // As above; products are summed in pairs of 16 bits, which hold 2 * 255 * kLevels.
 struct Int8 {
-  static constexpr int kValues = 4, kShift = 128, kLevels = 64;
+  static constexpr int kValues = 4, kStep = 1, kShift = 128, kLevels = 64;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
 #if BIGLTL_AVX512
@@ -69,13 +70,27 @@ struct Int8 {
 #endif
   }
 };
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#define BIGLTL_INT8 1
+#define BIGLTL_I8MM 1
+// Two rows of 8 bytes by two columns of 8 bytes at a time: `tile.h` has its own loop for it.
+struct Int8 {
+  static constexpr int kValues = 4, kStep = 2, kShift = 0, kLevels = 127;
+  using Sum = Ints;
+};
+#elif defined(__ARM_NEON)
 #define BIGLTL_INT8 1
 struct Int8 {
-  static constexpr int kValues = 4, kShift = 0, kLevels = 127;
+  static constexpr int kValues = 4, kStep = 1, kShift = 0, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
-    return (Ints)vdotq_s32((int32x4_t)total, (int8x16_t)activation, (int8x16_t)weight);
+    const int8x16_t a = (int8x16_t)activation, w = (int8x16_t)weight;
+#if defined(__ARM_FEATURE_DOTPROD)
+    return (Ints)vdotq_s32((int32x4_t)total, a, w);
+#else
+    const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(w)), vmull_high_s8(a, w));
+    return (Ints)vpadalq_s16((int32x4_t)total, pairs);  // pairs of products of 127 * 127 fit 16 bits
+#endif
   }
 };
 #endif
@@ -83,7 +98,7 @@ struct Int8 {
 #if BIGLTL_AVX512 && defined(__AVX512BF16__)
 #define BIGLTL_BFLOAT16 1
 struct Bfloat16 {
-  static constexpr int kValues = 2;
+  static constexpr int kValues = 2, kStep = 1;
   using Sum = Floats;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
     return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)activation, (__m512bh)weight);

@@ -7,7 +7,7 @@
 namespace {
 
 // Weights (out, in) in the layout of `tile`; mirrors `_Packed` of native/ops.py. The sum over `in` may be cut into chunks
-// of `chunk` inputs, each of which is whole: [chunk][panel of kPanel outputs][word][output].
+// of `chunk` inputs, each of which is whole: [chunk][panel of kPanel outputs][kStep words][output][word].
 struct Packed {
   uint32_t* words;
   float* scales;  // of each output
@@ -19,9 +19,15 @@ struct Packed {
 
 inline int64_t packed_columns(const Packed& p) { return round_up(p.out, kLanes); }
 
+// Words along the sum of `inputs`, filled up with zeros to what the tile takes at a time.
+template <class Format>
+int64_t steps_of(int64_t inputs) {
+  return round_up(words_of(inputs, Format::kValues), Format::kStep);
+}
+
 template <class Format>
 int64_t chunk_words(const Packed& p) {
-  return words_of(p.chunk, Format::kValues) * packed_columns(p);
+  return steps_of<Format>(p.chunk) * packed_columns(p);
 }
 
 // Calls out(row, column, kLanes sums from that column on, with the bias where `Bias`) for columns `begin`, a multiple of kPanel,
@@ -29,7 +35,7 @@ int64_t chunk_words(const Packed& p) {
 template <class Format, bool Bias, class Out>
 BIGLTL_INLINE void multiply(const Rows& a, int64_t rows, const Packed& p, int64_t chunk, int64_t begin, int64_t end,
                             Out&& out) {
-  const int64_t inputs = std::min(p.chunk, p.in - chunk * p.chunk), steps = words_of(inputs, Format::kValues);
+  const int64_t steps = steps_of<Format>(std::min(p.chunk, p.in - chunk * p.chunk));
   const uint32_t* words = p.words + chunk * chunk_words<Format>(p);
   for (int64_t column = begin; column < end; column += kPanel) {
     const int64_t vectors = std::min<int64_t>(kVectors, round_up(end - column, kLanes) / kLanes);
@@ -76,14 +82,14 @@ uint32_t word_of(const float* values, float inverse) {
 // weights (out, in), row by row, and the bias or null -> p.words, p.scales and p.bias, which are given.
 template <class Format>
 void pack_weights(const float* weights, const float* bias, const Packed& p) {
-  constexpr int kPer = Format::kValues;
+  constexpr int kPer = Format::kValues, kStep = Format::kStep;
   for (int64_t o = 0; o < packed_columns(p); ++o) {
     const float* row = weights + o * p.in;
     p.bias[o] = o < p.out && bias != nullptr ? bias[o] : 0.0f;
     p.scales[o] = o < p.out ? scale_of(magnitude_of(row, p.in), static_cast<float>(p.weight_levels)) : 1.0f;
   }
   for (int64_t first = 0; first < p.in; first += p.chunk) {
-    const int64_t inputs = std::min(p.chunk, p.in - first), steps = words_of(inputs, kPer);
+    const int64_t inputs = std::min(p.chunk, p.in - first), steps = steps_of<Format>(inputs);
     uint32_t* words = p.words + first / p.chunk * chunk_words<Format>(p);
     for (int64_t column = 0; column < packed_columns(p); column += kPanel) {
       const int64_t width = std::min<int64_t>(kPanel, packed_columns(p) - column);
@@ -93,7 +99,7 @@ void pack_weights(const float* weights, const float* bias, const Packed& p) {
           float values[kPer] = {};
           for (int i = 0; i < kPer; ++i)
             if (o < p.out && step * kPer + i < inputs) values[i] = weights[o * p.in + first + step * kPer + i];
-          words[column * steps + step * width + c] = word_of<Format>(values, 1.0f / p.scales[o]);
+          words[column * steps + (step / kStep * width + c) * kStep + step % kStep] = word_of<Format>(values, 1.0f / p.scales[o]);
         }
     }
   }
