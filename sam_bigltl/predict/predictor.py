@@ -166,7 +166,9 @@ class SamPredictor(segment_anything.SamPredictor):
             if focus is not None:
                 encoder.focus = focus
             try:
-                features = encoder(batch.to(decoding.dtype_of(encoder, batch.dtype)))
+                # C++ kernels take float32, whatever the weights are kept in.
+                in_kernels = getattr(encoder, "kernels_dtype", "")
+                features = encoder(batch if in_kernels else batch.to(decoding.dtype_of(encoder, batch.dtype)))
             finally:
                 if focus is not None:
                     encoder.focus = None
