@@ -14,6 +14,8 @@ from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..fast.native import enlarge
+from ..modeling import unchanged
 from ..modeling.decode import draw, read_prompts
 
 # One for each module that several predictors share; not attributes of the modules, which are copied and pickled.
@@ -90,6 +92,26 @@ def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[T
         dense[:images],
     )
     return image.flatten(0, 1), kernels.flatten(0, 1), iou.flatten(0, 1)
+
+
+def masks_of(
+    sam: Sam, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], return_logits: bool
+) -> Tensor:
+    """Masks (B, C, H, W), bool or float32 logits, of low-resolution logits (B, C, h, w).
+
+    Where the C++ kernels are on, bool ones are computed only where a mask can be.
+    """
+    side = sam.image_encoder.img_size
+    if (
+        not return_logits
+        and getattr(sam.image_encoder, "kernels_dtype", "")
+        and sam.mask_threshold == 0.0
+        and enlarge.fits(low_res, side, *input_size, *original_size)
+        and unchanged.has_plain_postprocess(sam)
+    ):
+        return enlarge.masks(low_res, side, input_size, original_size)
+    masks = sam.postprocess_masks(low_res, input_size, original_size)
+    return masks if return_logits else masks > sam.mask_threshold
 
 
 def _embed(
