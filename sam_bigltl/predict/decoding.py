@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..fast.native import enlarge
+from ..fast.native.blocks import Kept
+from ..fast.native.draw import PackedUpscaling, fits
 from ..modeling import unchanged
 from ..modeling.decode import draw, read_prompts
 
@@ -23,6 +25,7 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # a
 _LOCKS_LOCK = threading.Lock()
 # `get_dense_pe()` of a prompt encoder, with what it was computed of.
 _POSITIONS: WeakKeyDictionary[nn.Module, tuple[Tensor, int, tuple[int, ...], Tensor]] = WeakKeyDictionary()
+_UPSCALINGS: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()  # packed weights of mask decoders
 
 Points = tuple[Tensor, Tensor]  # coordinates (B, N, 2) and labels (B, N)
 
@@ -72,8 +75,19 @@ def decode_fast(
     """The same where everything is plain (`unchanged.is_plain`), for one image and so many mask inputs."""
     image, kernels, iou_predictions = read_fast(sam, inputs, mask_inputs)
     outputs = slice(1, None) if multimask_output else slice(0, 1)
-    low_res_masks = draw(sam.mask_decoder, image, kernels[:, outputs], inputs["image_embeddings"].shape[-2:])
+    low_res_masks = draw_masks(sam, image, kernels[:, outputs], inputs["image_embeddings"].shape[-2:])
     return low_res_masks.float(), iou_predictions[:, outputs].float()
+
+
+def draw_masks(sam: Sam, image: Tensor, kernels: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """`modeling.decode.draw`, in the C++ kernels where the encoder computes in them."""
+    upscaling = sam.mask_decoder.output_upscaling
+    if not _in_kernels(sam) or image.requires_grad or image.dtype != torch.float32 or not fits(upscaling):
+        return draw(sam.mask_decoder, image, kernels, grid)
+    with lock_of(upscaling):
+        kept = _UPSCALINGS.setdefault(upscaling, Kept())
+        packed = kept.get(upscaling, PackedUpscaling, "float32")
+    return packed.draw(image, kernels, grid)
 
 
 def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,6 +108,10 @@ def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[T
     return image.flatten(0, 1), kernels.flatten(0, 1), iou.flatten(0, 1)
 
 
+def _in_kernels(sam: Sam) -> bool:
+    return bool(getattr(sam.image_encoder, "kernels_dtype", ""))
+
+
 def masks_of(
     sam: Sam, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], return_logits: bool
 ) -> Tensor:
@@ -104,7 +122,7 @@ def masks_of(
     side = sam.image_encoder.img_size
     if (
         not return_logits
-        and getattr(sam.image_encoder, "kernels_dtype", "")
+        and _in_kernels(sam)
         and sam.mask_threshold == 0.0
         and enlarge.fits(low_res, side, *input_size, *original_size)
         and unchanged.has_plain_postprocess(sam)

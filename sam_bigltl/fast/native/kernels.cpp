@@ -10,6 +10,9 @@
 
 #include "attention.h"
 #include "block.h"
+#include "draw.h"
+#include "enlarge.h"
+#include "inverted.h"
 #include "linear.h"
 
 #define BIGLTL_JOIN(a, b, c) a##b##c
@@ -107,3 +110,14 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
     with_activation(a->activation, [&](auto kind) { finish<Format, kind>(*a, threads); });
   });
 }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(prepare)(const Pixels* a, int64_t threads) { prepare(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads) {
+  if (a->project.format == kInt16) inverted<Int16>(*a, threads);
+  else inverted<Float32>(*a, threads);
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }

@@ -1,7 +1,7 @@
 """The pretrained patch embedding in the native kernels.
 
-Knows `MobileStem` by the names of its layers. SAM pads photographs with zeros at the right and below. What a layer makes
-of them depends on no pixel, except near the photograph: it is computed once, and for a photograph only the rest.
+Knows `MobileStem` by the names of its layers. SAM pads photographs with zeros at the right and below. What a layer
+makes of those depends on no pixel, except near the photograph: it is computed once, and for a photograph only the rest.
 """
 
 from __future__ import annotations
