@@ -25,7 +25,7 @@ class _Draw(ctypes.Structure):
 
 def fits(upscaling: Any) -> bool:
     """Whether the kernels compute this `output_upscaling` of a mask decoder: its activations and channels."""
-    first, norm, activation, second, last = upscaling
+    first, _norm, activation, second, last = upscaling
     tensors = [*upscaling.parameters()]
     return (
         all(type(act) is nn.GELU and act.approximate == "none" for act in (activation, last))
