@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -14,6 +14,9 @@ from ..fast.native import blocks, ops
 from ..fast.quantize import Int8Linear, Int8MLP
 from .calls import Place, Routed, is_plain
 from .routing import Geometry
+
+Kinds = tuple[type[nn.Module], ...]
+Packed = TypeVar("Packed")
 
 
 class Kernels:
@@ -52,6 +55,21 @@ class Kernels:
         if not self.dtype or not _is_inference(x) or not _are_plain(module, (module.down, module.up)):
             return None
         return self._kept.get(module, blocks.PackedTransition, self.dtype)
+
+    def around(self, module: nn.Module, x: Tensor, kinds: Kinds, make: Callable[[Any, str], Packed]) -> Packed | None:
+        """`make(module, dtype)` for what comes before or after the blocks; None where the kernels cannot compute it.
+
+        Args:
+            x: what it gets.
+            kinds: that every module inside has to be of.
+        """
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        if not self.dtype or learns or not _is_inference(x):
+            return None
+        if not all(is_plain(part, *kinds) for part in module.modules() if part is not module):
+            return None
+        whole = self.dtype == "float32" or not ops.has_fast_integers()
+        return self._kept.get(module, make, "float32" if whole else "int16")
 
 
 def without_kernels(block: nn.Module, run: Callable[[Tensor, Any], Tensor], x: Tensor, place: Any) -> Tensor:

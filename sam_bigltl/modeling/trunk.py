@@ -320,7 +320,7 @@ def use_kernels(encoder: nn.Module, native: bool) -> None:
     dtype = encoder.precision if native else ""
     encoder.kernels_dtype = dtype
     for module in encoder.modules():
-        if isinstance(module, (PBlock, EBlock, Transition)):
+        if isinstance(getattr(module, "kernels", None), Kernels):
             module.kernels.dtype = dtype
         elif isinstance(module, Int8Linear):
             module.native = bool(dtype)

@@ -10,6 +10,9 @@
 
 #include "attention.h"
 #include "block.h"
+#include "draw.h"
+#include "enlarge.h"
+#include "inverted.h"
 #include "linear.h"
 #include "window.h"
 
@@ -116,3 +119,14 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(windows)(const Window* a, int64_t threads) {
     else run_windows<Format, Float32>(*a, threads);
   });
 }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(prepare)(const Pixels* a, int64_t threads) { prepare(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads) {
+  if (a->project.format == kInt16) inverted<Int16>(*a, threads);
+  else inverted<Float32>(*a, threads);
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }
