@@ -56,7 +56,7 @@ wheel:
 KERNEL_TESTS ?= tests/test_native.py
 SANITIZED := $(CXX) -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 sanitize: $(STAMP)
-	CXX="$(SANITIZED)" LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	CXX="env -u LD_PRELOAD $(SANITIZED)" LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest $(KERNEL_TESTS)
 
 # Made once, and again when the requirements change.
