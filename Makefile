@@ -53,11 +53,10 @@ wheel:
 	PYTHON="$(PYTHON)" .ci/wheel
 
 # The kernels are compiled anew for it. Python itself is not, so what it keeps until its end would count as leaks.
-KERNEL_TESTS ?= tests/test_native.py
-SANITIZED := $(CXX) -fsanitize=address,undefined -fno-sanitize-recover=undefined -g
 sanitize: $(STAMP)
-	CXX="env -u LD_PRELOAD $(SANITIZED)" LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(VENV)/bin/python -m pytest $(KERNEL_TESTS)
+	CXX="$(CURDIR)/.ci/sanitizing-c++" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(VENV)/bin/python -m pytest tests/test_native.py
 
 # Made once, and again when the requirements change.
 $(STAMP): pyproject.toml setup.py constraints.txt
