@@ -13,14 +13,13 @@ import numpy as np
 from ..convert.registry import default_checkpoint
 from ..errors import ArgumentParser, InputError, run_cli
 from ..fast.devices import parse_device
-from ..fast.precision import PRECISIONS
 from . import flag_checks
 from .prompts import parse_keep_ratio
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 EXAMPLES = """examples:
   sam-bigltl demo
-  sam-bigltl demo --checkpoint checkpoints/bigltl_b.safetensors --dtype int8 --native --keep-ratio 0.25
+  sam-bigltl demo --checkpoint checkpoints/bigltl_b.safetensors --dtype int8 --keep-ratio 0.25
   sam-bigltl demo --host 0.0.0.0 --port 8080 --auth ann:secret
 """
 
@@ -32,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/bigltl_mini.safetensors)")
     parser.add_argument("--keep-ratio", metavar="RATIO", help="to start with: in (0, 1], or auto (0.5)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", choices=list(PRECISIONS), help="of the encoder (float32)")
-    parser.add_argument("--native", action="store_true", help="this project's C++ kernels, for bfloat16 and int8")
+    add_format(parser)
     add_tuned(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help="(the first free one from 7860)")

@@ -16,9 +16,8 @@ from ..evaluation.compare import compare, format_comparison
 from ..evaluation.protocols import BOXES, CLICK_POLICIES, MASK_SELECT, PROTOCOLS, Protocol
 from ..evaluation.run import Job, run_job
 from ..evaluation.runner import Plan
-from ..fast.precision import PRECISIONS
 from ..predict.prompt_checks import MOST_POINTS
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 DESCRIPTION = """\
 Measure mIoU (and AP with a detector's boxes) on COCO-format or LVIS annotations, with box or click prompts.
@@ -85,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
-    how.add_argument("--dtype", choices=list(PRECISIONS), help="of the image encoder (float32)")
-    how.add_argument("--native", action="store_true", help="run it in this project's C++ kernels: bfloat16, int8, CPU")
+    add_format(how, exact=True)
     add_tuned(how)
     how.add_argument(
         "--batch-size",
@@ -121,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
             "--dtype and --native are for --checkpoint only: what --model returns keeps its own; --tuned is, too"
         )
     device = _device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    dtype, native, setting = encoder_setting(args, device, exact=True)
     if ("detector" in args.prompts) != bool(args.detections):
         raise InputError("--prompts detector and --detections JSON belong together: give both or neither")
     plan = Plan(

@@ -11,7 +11,6 @@ from ..data.images import read_image
 from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import parse_device
-from ..fast.precision import PRECISIONS
 from ..predict.segment import (
     Prompt,
     Segment,
@@ -24,7 +23,7 @@ from ..predict.segment import (
     write_pictures,
 )
 from .prompts import name_and_exit, parse_keep_ratio, parse_prompts
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 EXAMPLES = """\
 examples:
@@ -71,10 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     folder.add_argument("--pictures", action="store_true", help="write overlay, masks and routing as pictures too")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", metavar="|".join(PRECISIONS), help="of the encoder (default: float32)")
-    parser.add_argument(
-        "--native", action="store_true", help="run a bfloat16 or int8 encoder in this project's C++ kernels (CPU)"
-    )
+    add_format(parser)
     add_tuned(parser)
 
 

@@ -99,7 +99,7 @@ class Run:
         if wanted.dtypes is not None:
             here = {dtype for dtype, _ in self.formats}
             if missing := [dtype for dtype in wanted.dtypes if dtype not in here]:
-                raise InputError(f"{missing[0]} does not run on this machine: compare {', '.join(sorted(here))}")
+                raise InputError(f"{missing[0]} does not run fast on this machine: compare {', '.join(sorted(here))}")
             self.formats = [each for each in self.formats if each[0] in wanted.dtypes]
         for ratio in (*wanted.ratios, 1.0):
             model.image_encoder.keep_ratio = ratio  # raises what is wrong with it

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..convert.tuned import FORMATS, Setting, apply, ratio_text
-from ..errors import InputError
-from ..fast.native import build
+from ..fast.choice import formats
 
 __all__ = ["FORMATS", "RATIOS", "Setting", "apply", "formats_here", "ratio_text", "settings_of"]
 
@@ -16,17 +15,8 @@ RATIOS: tuple[float | str, ...] = (1.0, 0.75, 0.5, 0.25, 0.125, 0.0625, "auto")
 
 
 def formats_here(device: torch.device) -> list[tuple[str, bool]]:
-    """(dtype, native) of everything that runs on this machine."""
-    if device.type != "cpu":
-        return [("float32", False), ("bfloat16", False)]
-    formats = [each for each in FORMATS if not each[1]]
-    if not torch.backends.mkldnn.is_available():
-        formats.remove(("int8", False))
-    try:
-        build.load()
-    except InputError:  # the processor lacks the instructions, or there is no compiler
-        return formats
-    return list(FORMATS)
+    """(dtype, native) of everything that is worth running on this machine."""
+    return formats(device)
 
 
 def settings_of(
