@@ -20,15 +20,16 @@ from sam_bigltl import InputError, SamPredictor, load_sam, save_sam
 from sam_bigltl.cli import demo, evaluate, main
 from sam_bigltl.convert.hub import from_pretrained, save_pretrained
 from sam_bigltl.convert.tuned import FORMATS, Setting, read_setting
-from sam_bigltl.fast.native import build
+from sam_bigltl.fast.choice import check
+from sam_bigltl.fast.native import levels
 
 BOX = np.array([5, 5, 40, 30])
 HALF = Setting("bfloat16", keep_ratio=0.5)
 
 
-def runs_kernels() -> bool:
+def runs(dtype: str, native: bool) -> bool:
     try:
-        build.load()
+        check(torch.device("cpu"), dtype, native)
     except InputError:
         return False
     return True
@@ -61,8 +62,8 @@ def masks_of(sam) -> np.ndarray:
 ], ids=str)  # fmt: skip
 def test_tuned_is_what_is_done_by_hand(sam, tmp_path, form, ratio):
     dtype, native = form
-    if native and not runs_kernels():
-        pytest.skip("no C++ kernels here")
+    if not runs(dtype, native):
+        pytest.skip("not on this processor")
     path = written(sam, tmp_path, Setting(dtype, native, ratio))
     by_hand = load_sam(path)
     assert by_hand.image_encoder.keep_ratio == 1.0 and next(by_hand.image_encoder.parameters()).dtype == torch.float32
@@ -96,7 +97,7 @@ def test_settings_as_json(setting):
 
 
 WRONG = [
-    None, [], "int8", 3, {"dtype": "int4"}, {"dtype": "float32", "native": True}, {"native": 1}, {"native": "no"},
+    None, [], "int8", 3, {"dtype": "int4"}, {"native": 1}, {"native": "no"},
     {"focus": 1}, {"keep_ratio": 0}, {"keep_ratio": 1.01}, {"keep_ratio": float("nan")}, {"keep_ratio": "half"},
     {"keep_ratio": []}, {"keep_ratio": [0.5, "auto"]}, {"keep_ratio": [[0.5]]}, {"keep_ratio": True},
     {"keep_ratio": None}, {"dtype": ["int8"]}, {"dtype": {}}, {"speed": "much"}, {"dtype": "x" * 10_000},
@@ -144,13 +145,9 @@ def test_files_without_a_setting(sam, tmp_path):
 
 def test_a_machine_that_cannot(sam, tmp_path, monkeypatch):
     path = written(sam, tmp_path, Setting("int8", True, 0.5))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    build.load.cache_clear()
-    try:
-        with pytest.raises(InputError, match=r"int8 with C\+\+ kernels.*AVX512-BF16.*tune it on this machine, or load"):
-            load_sam(path, tuned=True)
-    finally:
-        build.load.cache_clear()
+    monkeypatch.setattr(levels, "level", lambda: None)
+    with pytest.raises(InputError, match=r"int8 with C\+\+ kernels.*this processor.*tune it on this machine, or load"):
+        load_sam(path, tuned=True)
     assert load_sam(path).image_encoder.keep_ratio == 1.0
     for setting in (Setting("int8"), Setting("bfloat16", True)):
         with pytest.raises(InputError, match="does not run here .*on the CPU only, not on cuda"):
@@ -195,19 +192,19 @@ def test_segment(sam, tmp_path, photo, capsys):
     given = [photo, "--box", "5,5,40,30", "--checkpoint", checkpoint]
     tuned = segmented(*given, "--tuned", out=tmp_path / "tuned")
     assert "in bfloat16 at keep_ratio 0.5/0.25" in capsys.readouterr().out
-    by_hand = segmented(*given, "--dtype", "bfloat16", "--keep-ratio", "0.5,0.25", out=tmp_path / "hand")
+    by_hand = segmented(*given, "--dtype", "bfloat16", "--no-native", "--keep-ratio", "0.5,0.25", out=tmp_path / "hand")
     assert np.array_equal(tuned, by_hand)
     capsys.readouterr()
     other = segmented(*given, "--tuned", "--keep-ratio", "1.0", out=tmp_path / "other")
     assert "in bfloat16 at keep_ratio 1\n" in capsys.readouterr().out
-    assert np.array_equal(other, segmented(*given, "--dtype", "bfloat16", out=tmp_path / "full"))
+    assert np.array_equal(other, segmented(*given, "--dtype", "bfloat16", "--no-native", out=tmp_path / "full"))
 
 
 def test_segment_a_folder(sam, tmp_path, photo):
     (tmp_path / "prompts.json").write_text('{"photo.png": [{"box": [5, 5, 40, 30]}]}')
     given = [tmp_path, "--prompts", tmp_path / "prompts.json", "--checkpoint", written(sam, tmp_path)]
     tuned = segmented(*given, "--tuned", out=tmp_path / "tuned")
-    by_hand = segmented(*given, "--dtype", "bfloat16", "--keep-ratio", 0.5, out=tmp_path / "hand")
+    by_hand = segmented(*given, "--dtype", "bfloat16", "--no-native", "--keep-ratio", 0.5, out=tmp_path / "hand")
     assert np.array_equal(tuned, by_hand)
     one, other = (json.loads((tmp_path / name / "settings.json").read_text()) for name in ("tuned", "hand"))
     assert one == other and one["dtype"] == "bfloat16" and one["keep_ratio"] == 0.5

@@ -115,9 +115,7 @@ def check(device: torch.device, dtype: str, native: bool) -> None:
     elif dtype == "int8" and not torch.backends.mkldnn.is_available():
         raise InputError(f"int8 without the C++ kernels needs oneDNN, which this torch lacks: {_instead(level)}")
     elif dtype == "int8" and is_slow(device, dtype):
-        raise InputError(
-            f"int8 without the C++ kernels takes minutes on this processor, which has no AVX512-VNNI: {_instead(level)}"
-        )
+        raise InputError(f"int8 without the C++ kernels takes minutes on this processor: {_instead(level)}")
 
 
 def is_slow(device: torch.device, dtype: str) -> bool:
