@@ -106,7 +106,7 @@ main([*given, "int8"])
 
 @pytest.fixture
 def processor(monkeypatch):
-    """A processor of any kind: the level of its kernels (None: none), and whether torch's bfloat16 and int8 are fast."""
+    """A processor of any kind: the level of its kernels (None: none), and whether torch's bfloat16, int8 are fast."""
 
     def set_to(level: str | None, bfloat16: bool = False, int8: bool = False) -> None:
         monkeypatch.setattr(levels, "level", lambda: level)

@@ -20,7 +20,7 @@ from sam_bigltl import InputError, SamPredictor, load_sam, save_sam
 from sam_bigltl.cli import demo, evaluate, main
 from sam_bigltl.convert.hub import from_pretrained, save_pretrained
 from sam_bigltl.convert.tuned import FORMATS, Setting, read_setting
-from sam_bigltl.fast.choice import check
+from sam_bigltl.fast.choice import check, choose
 from sam_bigltl.fast.native import levels
 
 BOX = np.array([5, 5, 40, 30])
@@ -266,9 +266,9 @@ def test_demo(sam, tmp_path, monkeypatch):
 
     monkeypatch.setattr(app, "build_app", serve)
     monkeypatch.setattr(engine, "Engine", lambda *given: given[2:4])
-    path = written(sam, tmp_path)
+    path, here = written(sam, tmp_path), choose(torch.device("cpu"))
     asked = {("--tuned",): (("bfloat16", False), 0.5), ("--tuned", "--keep-ratio", "1"): (("bfloat16", False), 1.0),
-             (): (("float32", False), 0.5)}  # fmt: skip
+             ("--dtype", "float32"): (("float32", False), 0.5), (): ((here.dtype, here.native), 0.5)}  # fmt: skip
     for options, wanted in asked.items():
         with pytest.raises(Served) as end:
             demo.run(parsed(demo, "--checkpoint", path, *options))

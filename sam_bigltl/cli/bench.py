@@ -8,6 +8,7 @@ Times are those of one forward pass of the image encoder alone. Ratios are betwe
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..bench.cases import AUTOCAST
 from ..bench.models import peer
 from ..bench.plan import check_arguments, counted, jobs, start
 from ..bench.plot import plot
+from ..bench.quick import Quick
+from ..bench.quick_report import block, environment, rows_of
 from ..bench.report import COLUMNS, format_table, output_path, result_rows
 from ..bench.timing import gemm_peak, measure
 from ..data.files import write_csv
@@ -26,8 +30,13 @@ from ..errors import ArgumentParser, InputError, run_cli
 from ..fast.devices import device_name, parse_device
 from ..fast.native import build
 from ..fast.precision import PRECISIONS, check_precision
+from .flag_checks import at_least_one, flag, positive
+
+# The options that `--quick` takes.
+_OF_QUICK = ("quick", "budget", "device", "threads", "runs", "output")
 
 EXAMPLES = """examples:
+  sam-bigltl bench --quick
   sam-bigltl bench --models vit_mini bigltl_mini --keep-ratio 1.0 0.5 --runs 10 --native both
   python eval/latency.py
   python eval/latency.py --models sam_vit_h bigltl_h --device cuda --dtype bfloat16 --batch 1 8 32 --runs 20 --warmup 5
@@ -41,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the benchmark."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
+    parser.add_argument("--quick", action="store_true",
+                        help="instead of all the rest: what this machine reaches, in about two minutes, as text to "
+                        "paste into an issue; takes --budget, --device, --threads, --runs and --output")  # fmt: skip
+    parser.add_argument("--budget", type=float, metavar="MINUTES",
+                        help="of --quick; rows that would not fit are skipped (default: 2)")  # fmt: skip
     parser.add_argument("--models", nargs="*", default=["sam_vit_b", "bigltl_b"], metavar="NAME",
                         help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own), a key of this project's "
                         "registry, or a classifier that timm knows; the first is the baseline "
@@ -84,6 +98,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write the CSV. Raises InputError for options that cannot be used."""
+    if args.quick:
+        return run_quick(args)
+    if args.budget is not None:
+        raise InputError("--budget is the time of --quick: give both, or neither")
     check_arguments(args)
     device = parse_device(args.device)
     if args.dtype is None:
@@ -125,6 +143,29 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         plot(args.plot, rows)
         print(f"drawn: {args.plot}")
+
+
+def run_quick(args: argparse.Namespace) -> None:
+    """`--quick`: measure within the budget, print what to paste into an issue, and write the CSV."""
+    plain = ArgumentParser()
+    add_arguments(plain)
+    for name, default in vars(plain.parse_args([])).items():
+        if name not in _OF_QUICK and getattr(args, name) != default:
+            raise InputError(f"--quick chooses what is measured: leave {flag(name)} out, or --quick")
+    minutes = 2.0 if args.budget is None else args.budget
+    positive(argparse.Namespace(budget=minutes), ("budget",))
+    at_least_one(args, ("runs",))
+    device = parse_device(args.device)
+    if args.threads is not None:
+        at_least_one(args, ("threads",))
+        torch.set_num_threads(args.threads)
+    quick = Quick(device, minutes, args.threads, args.runs)
+    quick.run(lambda line: print(f"{quick.elapsed:5.0f} s  {line}", file=sys.stderr, flush=True))
+    rows = rows_of(quick)
+    print(block(quick, rows, __version__))
+    path = output_path(args.output, "quick", device, environment(device))
+    write_csv(path, COLUMNS, rows)
+    print(f"written: {path} (docs/results/README.md says how to send it)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
