@@ -44,8 +44,7 @@ for name, options in {"default": {}, "again": {}, "bfloat16": {"dtype": "bfloat1
             error = ""
         except InputError as refused:
             error = str(refused)
-    native = [module.native for module in encoder.modules() if hasattr(module, "native")]
-    found[name] = {"dtype": str(encoder.pos_embed.dtype), "native": native[0], "error": error,
+    found[name] = {"dtype": str(encoder.pos_embed.dtype), "native": bool(encoder.kernels_dtype), "error": error,
                    "warnings": [str(each.message) for each in seen if issubclass(each.category, UserWarning)]}
 print(json.dumps(found))
 """
@@ -108,8 +107,13 @@ main([*given, "int8"])
 def processor(monkeypatch):
     """A processor of any kind: the level of its kernels (None: none), and whether torch's bfloat16, int8 are fast."""
 
+    def no_compiler(*_: object) -> None:
+        raise InputError("native kernels need a C++ compiler: install g++, or leave native (--native) out")
+
     def set_to(level: str | None, bfloat16: bool = False, int8: bool = False) -> None:
         monkeypatch.setattr(levels, "level", lambda: level)
+        if level is None:
+            monkeypatch.setattr(levels, "function", no_compiler)
         monkeypatch.setattr(choice, "multiplies_bfloat16", lambda: bfloat16)
         monkeypatch.setattr(choice, "multiplies_int8", lambda: int8)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -130,25 +134,18 @@ def test_every_level_has_a_format(processor, level):
     assert set(AUTO) == set(levels.LEVELS)
 
 
-def test_without_kernels(processor, monkeypatch):
+def test_without_kernels(processor):
     processor(None)
     assert choose(CPU) == Choice("float32", False)
     assert formats(CPU) == [("float32", False)]
-    with pytest.raises(InputError, match="leave native"):
+    with pytest.raises(InputError, match="install g"):
         choose(CPU, native=True)
     with pytest.raises(InputError, match="takes minutes"):
         choose(CPU, "int8")
     processor(None, bfloat16=True, int8=True)
     assert choose(CPU) == Choice("bfloat16", False)
     assert choose(CPU, "int8") == Choice("int8", False)
-
-    def no_compiler() -> None:
-        raise InputError("native kernels need a C++ compiler: install g++ or leave native (--native) out")
-
-    monkeypatch.setattr(levels, "level", no_compiler)
-    assert "C++ compiler" in choose(CPU).line and choose(CPU) == Choice("bfloat16", False)
-    with pytest.raises(InputError, match="install g"):
-        choose(CPU, native=True)
+    assert "C++ compiler" in choose(CPU).line and "C++ compiler" not in choose(CPU, native=False).line
 
 
 def test_what_is_refused_and_what_is_warned_about(processor):
@@ -173,4 +170,6 @@ def test_compile_leaves_the_kernels_out(processor):
     processor("avx2")
     encoder = dense_sam(dense_config(little_dim=8)).eval().image_encoder
     encoder.optimize(compile=True)
-    assert not any(getattr(module, "native", False) for module in encoder.modules())
+    assert encoder.kernels_dtype == ""
+    with pytest.raises(InputError, match="native=True or compile=True"):
+        encoder.optimize(compile=True, native=True)

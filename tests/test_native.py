@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -195,36 +194,3 @@ def test_what_does_not_go_together(encoder: BigLittleEncoder, options: dict, mes
     with pytest.raises(InputError, match=message):
         model.optimize(**options)
     assert model.neck[0].weight.dtype == torch.float32  # refused before anything changed
-
-
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [
-        ("false", "false cannot compile the native kernels .exit code 1.: leave native out"),
-        ("no-such-compiler", "native kernels cannot be made: .*no-such-compiler"),
-    ],
-)
-def test_compilers_that_fail(
-    compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:  # fmt: skip
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=message) as error:
-        build.load.__wrapped__()
-    assert "\n" not in str(error.value)
-    assert list((tmp_path / "sam_bigltl").iterdir()) == []
-
-
-def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load.__wrapped__()
-    (library,) = (tmp_path / "sam_bigltl").iterdir()
-    made = library.stat().st_mtime_ns
-    build.load.__wrapped__()
-    assert library.stat().st_mtime_ns == made
-
-
-def test_processors_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(InputError, match="native kernels need a processor with AVX512-BF16"):
-        build.load.__wrapped__()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import native_toy
 import pytest
 
 from sam_bigltl.errors import InputError
@@ -19,27 +20,34 @@ from sam_bigltl.fast.native import build
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX")
 SH = "#!/bin/sh\n"
-# Stands for a compiler: writes what it is told where the library shall be, and counts.
-COPY = SH + 'while [ "$1" != -o ]; do shift; done\necho x >> "{log}"\ncp "{source}" "$2"\n'
+TESTS = Path(__file__).parent
+# Stands for a compiler: puts what is compiled already where the libraries shall be, and counts those with kernels.
+COPY = """#!/bin/sh
+linked=no
+while [ "$1" != -o ]; do [ "$1" = -shared ] && linked=yes; shift; done
+case "$linked $2" in
+  "yes "*/machine-*) cp "{folder}/machine.so" "$2" ;;
+  "yes "*) echo x >> "{log}"; cp "{folder}/kernels.so" "$2" ;;
+  *) : > "$2" ;;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> Path:
-    """The library as the compiler writes it."""
+    """A folder with the two libraries as the compiler writes them: what asks the processor, and the kernels."""
     folder = tmp_path_factory.mktemp("kernels")
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    try:
-        build.load.__wrapped__()
-    except InputError as error:
-        pytest.skip(str(error))
-    finally:
-        os.environ.pop("XDG_CACHE_HOME")
-        if before is not None:
-            os.environ["XDG_CACHE_HOME"] = before
-    (library,) = (folder / "sam_bigltl").iterdir()
-    (folder / "plain.so").write_bytes(library.read_bytes()[:-32])
-    return folder / "plain.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setenv("CXX", native_toy.compiler(folder))
+        try:
+            native_toy.find()
+        except InputError as error:
+            pytest.skip(str(error))
+    for kind in ("machine", "kernels"):
+        (library,) = (folder / "sam_bigltl").glob(f"{kind}-*")
+        (folder / f"{kind}.so").write_bytes(library.read_bytes()[:-32])
+    return folder
 
 
 class Cache:
@@ -48,7 +56,7 @@ class Cache:
     def __init__(self, folder: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.log, self.monkeypatch = folder, folder / "log", monkeypatch
         self.folder = folder / "sam_bigltl"
-        self.compiler(COPY.format(log=self.log, source=compiled))
+        self.compiler(COPY.format(log=self.log, folder=compiled))
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
     def compiler(self, text: str) -> None:
@@ -62,9 +70,12 @@ class Cache:
 
     def library(self) -> Path:
         """Where the kernels will be: the name depends on the compiler's."""
-        build.load.__wrapped__()
-        (library,) = self.folder.iterdir()
+        native_toy.find()
         self.log.unlink()
+        return self.kernels()
+
+    def kernels(self) -> Path:
+        library, _ = sorted(self.folder.iterdir())  # and machine-*
         return library
 
 
@@ -73,8 +84,9 @@ def cache(tmp_path, compiled, monkeypatch) -> Cache:
     return Cache(tmp_path, compiled, monkeypatch)
 
 
-def works(kernels: ctypes.CDLL) -> bool:
-    return bool(kernels.bigltl_quantize and kernels.bigltl_attend)
+def works(library: build.Library) -> bool:
+    width = getattr(library.kernels, f"bigltl_{library.levels[-1]}_width")
+    return library.origin == "compiled here" and width() in (4, 8, 16)
 
 
 def signed(content: bytes) -> bytes:
@@ -100,11 +112,11 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 LOADS = """
 import os, sys
-from sam_bigltl.native import build
+import native_toy
 for home in sys.argv[1:]:
     os.environ["XDG_CACHE_HOME"] = home
-    kernels = build.load.__wrapped__()
-    assert kernels.bigltl_quantize and kernels.bigltl_attend
+    found = native_toy.find()
+    assert found.origin == "compiled here" and found.kernels[f"bigltl_{found.levels[-1]}_width"]() in (4, 8, 16)
 """
 
 
@@ -116,21 +128,20 @@ def test_damaged_and_foreign_libraries_are_made_anew(compiled, tmp_path, monkeyp
         # All by one compiler, since its path is in the name of the library.
         caches[kind] = Cache(tmp_path / str(number), compiled, monkeypatch)
         monkeypatch.setenv("CXX", str(tmp_path / "0" / "compiler"))
-        build.load.__wrapped__()
-        (library,) = caches[kind].folder.iterdir()
-        damaged = damage(library.read_bytes())
-        library.unlink()  # this process has it mapped
-        library.write_bytes(damaged)
-        library.chmod(0o700)
+        native_toy.find()
+        for library in caches[kind].folder.iterdir():
+            damaged = damage(library.read_bytes())
+            library.unlink()  # this process has it mapped
+            library.write_bytes(damaged)
+            library.chmod(0o700)
     log = caches["empty"].log
     log.unlink()
     homes = [str(cache.root) for cache in caches.values()]
-    done = subprocess.run([sys.executable, "-c", LOADS, *homes], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", LOADS, *homes], capture_output=True, text=True, timeout=300, cwd=TESTS)
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert log.read_text().count("x") == len(DAMAGE)
     for cache in caches.values():
-        (library,) = cache.folder.iterdir()
-        assert library.read_bytes() == signed(compiled.read_bytes())
+        assert cache.kernels().read_bytes() == signed((compiled / "kernels.so").read_bytes())
 
 
 def test_what_is_made_is_the_users_alone(cache):
@@ -163,13 +174,13 @@ def test_libraries_that_others_could_have_written(cache, tmp_path, kind):
     planted(kind, library, tmp_path / "elsewhere")
     if kind == "unreadable" and os.geteuid() == 0:
         pytest.skip("root reads everything")
-    assert works(build.load.__wrapped__())
+    assert works(native_toy.find())
     assert cache.compilations() == 1 and library.lstat().st_mode & 0o777 == 0o700 and library.is_file()
 
 
 def test_a_library_of_another_user(cache, monkeypatch):
     library = cache.library()
-    build.load.__wrapped__()
+    native_toy.find()
     assert cache.compilations() == 0
     lstat, owner = Path.lstat, os.geteuid()
 
@@ -187,7 +198,7 @@ def test_a_folder_that_others_may_write(cache, mode):
     cache.folder.mkdir()
     cache.folder.chmod(mode)
     with pytest.raises(InputError, match="is not a folder of yours alone.*chmod go-w") as caught:
-        build.load.__wrapped__()
+        native_toy.find()
     assert "\n" not in str(caught.value) and list(cache.folder.iterdir()) == [] and cache.compilations() == 0
 
 
@@ -196,13 +207,13 @@ def test_a_folder_of_another_user(cache, monkeypatch):
     owner = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     with pytest.raises(InputError, match="is not a folder of yours alone.*chown"):
-        build.load.__wrapped__()
+        native_toy.find()
 
 
 def test_a_file_in_place_of_the_folder(cache):
     cache.folder.write_text("")
     with pytest.raises(InputError, match="native kernels cannot be made: .*File exists"):
-        build.load.__wrapped__()
+        native_toy.find()
 
 
 def test_where_nothing_may_be_executed(cache, monkeypatch):
@@ -211,15 +222,15 @@ def test_where_nothing_may_be_executed(cache, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", refused)
     with pytest.raises(InputError, match="cannot be loaded.*set XDG_CACHE_HOME to another folder, or leave native out"):
-        build.load.__wrapped__()
-    assert cache.compilations() == 1
+        native_toy.find()
+    assert len(list(cache.folder.iterdir())) == 1
 
 
 def test_a_library_without_our_functions(cache):
     """A compiler that makes another one."""
     cache.compiler(SH + f'while [ "$1" != -o ]; do shift; done\ng++ -shared -o "$2" -x c++ /dev/null 2> {cache.log}')
     with pytest.raises(InputError, match="cannot be loaded"):
-        build.load.__wrapped__()
+        native_toy.find()
 
 
 def test_relative_cache_folders_are_ignored(monkeypatch, tmp_path):
@@ -229,11 +240,33 @@ def test_relative_cache_folders_are_ignored(monkeypatch, tmp_path):
     assert build.cache_folder() == tmp_path / ".cache" / "sam_bigltl"
 
 
+def test_compiled_once(cache):
+    made = cache.library().stat().st_mtime_ns
+    assert works(native_toy.find())
+    assert cache.compilations() == 0 and cache.kernels().stat().st_mtime_ns == made
+
+
 # ---------------------------------------------------------------- compilers that do not come to an end
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("false", "false cannot compile the native kernels .exit code 1.: leave native out"),
+        ("no-such-compiler", "native kernels cannot be made: .*no-such-compiler"),
+    ],
+)
+def test_compilers_that_fail(compiler, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=message) as error:
+        native_toy.find()
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "sam_bigltl").iterdir()) == []
+
+
 def test_a_compiler_that_is_killed_leaves_nothing(cache):
     cache.compiler(SH + 'while [ "$1" != -o ]; do shift; done\nhead -c 9000 /dev/zero > "$2"\nkill -9 $$')
     with pytest.raises(InputError, match="cannot compile the native kernels .exit code -9"):
-        build.load.__wrapped__()
+        native_toy.find()
     assert list(cache.folder.iterdir()) == []
 
 
@@ -249,7 +282,7 @@ def test_a_process_that_is_killed_while_it_compiles_leaves_nothing(cache, number
     made = 'while [ "$1" != -o ]; do shift; done; echo > "$2"; mktemp > /dev/null'
     cache.compiler(f"{SH}{made}\necho > {cache.log}\nsleep 90")
     process = subprocess.Popen(
-        [sys.executable, "-c", "from sam_bigltl.native import build; build.load()"], start_new_session=True
+        [sys.executable, "-c", "import native_toy; native_toy.find()"], start_new_session=True, cwd=TESTS
     )
     try:
         assert wait_for(cache.log.exists) and len(list(cache.folder.iterdir())) == 1
@@ -264,14 +297,14 @@ def test_what_a_power_cut_left_is_cleared_away(cache, compiled):
     left = cache.folder / "compiling-abc"
     left.mkdir(parents=True)
     cache.folder.chmod(0o700)
-    (left / "kernels.so").write_bytes(compiled.read_bytes()[:5000])
-    assert works(build.load.__wrapped__())
-    assert not left.exists() and len(list(cache.folder.iterdir())) == 1
+    (left / "kernels.so").write_bytes((compiled / "kernels.so").read_bytes()[:5000])
+    assert works(native_toy.find())
+    assert not left.exists() and cache.kernels()
 
 
 def test_two_at_once(cache):
     """Both get kernels, and one file is left."""
-    command = [sys.executable, "-c", "from sam_bigltl.native import build; build.load()"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    command = [sys.executable, "-c", "import native_toy; native_toy.find()"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=TESTS) for _ in range(2)]
     assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 2
-    assert len(list(cache.folder.iterdir())) == 1
+    assert cache.kernels()

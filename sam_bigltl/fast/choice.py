@@ -81,16 +81,14 @@ def choose(
         raise InputError(f"native is True, False or 'auto', not {native!r}")
     if dtype not in (*PRECISIONS, "auto"):
         raise InputError(f"unknown dtype {dtype!r}: choose from auto, {', '.join(PRECISIONS)}")
-    level, obstacle = _level(device, needed=native is True)
-    chosen, reason = (dtype, "") if dtype != "auto" else _fastest(device, level, native, training)
-    kernels = native
-    if kernels == "auto":
-        left = dtype == "auto" and not training
-        kernels = (left or dtype in _KERNELS_UNASKED) and level is not None and _has(level, chosen)
+    wanted = native is True or (native == "auto" and (dtype in _KERNELS_UNASKED or (dtype == "auto" and not training)))
+    level, obstacle = _level(device, needed=native is True) if wanted else (None, "")
+    chosen, reason = (dtype, "") if dtype != "auto" else _fastest(device, level, training and native is not True)
+    kernels = native is True or (level is not None and _has(level, chosen))
     check(device, chosen, kernels)
     if chosen == "bfloat16" and not kernels and is_slow(device, chosen):
         warnings.warn(
-            f"this processor does not multiply bfloat16, which is slower than float32 here: {_instead(level)}",
+            f"this processor does not multiply bfloat16, which is slower than float32 here: {_instead(device)}",
             SlowFormat, stacklevel=stacklevel,
         )  # fmt: skip
         return Choice(chosen, kernels)
@@ -98,24 +96,24 @@ def choose(
         return Choice(chosen, kernels)
     where = f" on {device_name(device)}" + f" ({device})" * (device.type != "cpu")
     what = f"{chosen} with C++ kernels ({level})" if kernels else chosen
-    why = ", ".join(filter(None, (reason, "" if kernels or native is False or training else obstacle)))
+    why = ", ".join(filter(None, (reason, obstacle)))
     return Choice(chosen, kernels, f"{what}{where}{why and f': {why}'}")
 
 
 def check(device: torch.device, dtype: str, native: bool) -> None:
     """Raise InputError where a format of `PRECISIONS` cannot run on `device`, or takes minutes there."""
     check_precision(dtype, device)
-    level, _ = _level(device, needed=native)
     if native:
+        level, _ = _level(device, needed=True)
         if not _has(level, dtype):
             raise InputError(
                 f"the C++ kernels of this processor ({level}) do not compute in {dtype}: choose float32 or int8 "
                 "(--dtype), or leave native (--native) out"
             )
     elif dtype == "int8" and not torch.backends.mkldnn.is_available():
-        raise InputError(f"int8 without the C++ kernels needs oneDNN, which this torch lacks: {_instead(level)}")
+        raise InputError(f"int8 without the C++ kernels needs oneDNN, which this torch lacks: {_instead(device)}")
     elif dtype == "int8" and is_slow(device, dtype):
-        raise InputError(f"int8 without the C++ kernels takes minutes on this processor: {_instead(level)}")
+        raise InputError(f"int8 without the C++ kernels takes minutes on this processor: {_instead(device)}")
 
 
 def is_slow(device: torch.device, dtype: str) -> bool:
@@ -139,9 +137,9 @@ def formats(device: torch.device) -> list[tuple[str, bool]]:
     return found
 
 
-def _fastest(device: torch.device, level: str | None, native: Native, training: bool) -> tuple[str, str]:
+def _fastest(device: torch.device, level: str | None, training: bool) -> tuple[str, str]:
     """The fastest format that keeps masks, and why."""
-    if training and native is not True:
+    if training:
         return "float32", "the model is in training mode"
     if device.type == "cuda":
         has_it = _gpu_has_bfloat16(device)
@@ -149,7 +147,7 @@ def _fastest(device: torch.device, level: str | None, native: Native, training: 
     if device.type != "cpu":
         return "float32", ""
     without = "bfloat16" if multiplies_bfloat16() else "float32"
-    chosen = without if level is None or native is False else AUTO[level]
+    chosen = without if level is None else AUTO[level]
     if chosen == "bfloat16":
         return chosen, "this processor multiplies bfloat16"
     if not multiplies_bfloat16():
@@ -163,14 +161,14 @@ def _level(device: torch.device, needed: bool) -> tuple[str | None, str]:
         if needed:
             raise InputError(f"the C++ kernels run on the CPU only, not on {device}: leave native (--native) out")
         return None, ""
-    try:
-        level = levels.level()
-        if level is None:
-            raise InputError("native kernels are not made for this processor: leave native (--native) out")
-    except InputError as error:
-        if needed:
-            raise
-        return None, str(error).partition(":")[0]
+    level = levels.level()
+    if level is None:
+        try:
+            levels.function("has")
+        except InputError as error:  # with the reason
+            if needed:
+                raise
+            return None, str(error).partition(":")[0]
     return level, ""
 
 
@@ -183,6 +181,7 @@ def _gpu_has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _instead(level: str | None) -> str:
+def _instead(device: torch.device) -> str:
     """What to use in place of a slow format."""
+    level, _ = _level(device, needed=False)
     return "use auto (--dtype auto)" + " or int8 with the C++ kernels (--native)" * (level is not None)

@@ -34,8 +34,11 @@ def set_precision(encoder: nn.Module, name: str) -> nn.Module:
         if not all(hasattr(encoder, part) for part in _OURS):
             raise InputError("int8 is for this project's encoders only: convert the model first")
         check_precision(name, next(encoder.parameters()).device)
+        encoder.precision = name
         return quantize_encoder(encoder)
     check_precision(name, torch.device("cpu"))
+    if all(hasattr(encoder, part) for part in _OURS):
+        encoder.precision = name
     if name == "bfloat16" and all(hasattr(encoder, part) for part in _OURS):
         centre_keys(encoder)  # while the weights have all their digits
         round_kernels(encoder)

@@ -1,8 +1,8 @@
 """int8 inference on CPU: the encoder's large linear layers with 8-bit weights and activations.
 
-Weights are rounded once, one scale for each output channel; activations on the fly, one scale a tensor, symmetric. No
-calibration data is needed. Everything else (attention, norms, router, neck) stays in bfloat16. oneDNN does the
-products: twice as fast as bfloat16 ones with AVX512-VNNI, and on processors with AMX.
+Weights are rounded once, one scale for each output channel; activations on the fly, symmetric: one scale a row in this
+project's kernels, one a tensor in oneDNN's, which do the products where there are no kernels. No calibration data is
+needed. What is no layer of a block (stem, norms, router, neck) stays in a float format.
 """
 
 from __future__ import annotations
@@ -54,42 +54,48 @@ class Int8Linear(nn.Module):
         self.activation = activation
         self.register_buffer("bias", bias, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
-        # Plain attributes: packed weights follow no `.to()`.
-        self.packed = torch.ops.onednn.qlinear_prepack(levels, None)
-        self.zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        self.register_buffer("levels", levels, persistent=False)  # (out, in), int8
+        self._packed: Any = None
+        self._own: ops.Packed | None = None
 
-    def levels(self) -> Tensor:
-        """The rounded weights (out, in), int8, got back from oneDNN's own layout: products with unit vectors."""
-        units = torch.eye(self.in_features, dtype=torch.uint8) + _ZERO
-        ones = torch.ones(self.out_features)
-        products = torch.ops.onednn.qlinear_pointwise(
-            units, 1.0, _ZERO, self.packed, ones, self.zero_points, None, 1.0, 0, torch.float32, "none", [], "none"
-        )
-        return products.t().round().to(torch.int8)
+    @property
+    def packed(self) -> Any:
+        """The rounded weights in oneDNN's layout, made at the first call."""
+        if self._packed is None:
+            self._packed = torch.ops.onednn.qlinear_prepack(self.levels.contiguous(), None)
+        return self._packed
 
-    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle, which do not take that layout
-        return {**self.__dict__, "packed": self.levels()}
+    def native_weights(self, chunked: bool = False, factor: Tensor | None = None) -> ops.Packed:
+        """The rounded weights in the layout of this project's kernels, of which rounding leaves every level; `factor`
+        (out,) is multiplied into the scales. What is kept otherwise goes."""
+        scales, bias = (self.scales, self.bias) if factor is None else (self.scales * factor, self.bias * factor)
+        return ops.pack(self.levels.float() * scales[:, None], bias, "int8", chunked)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "packed": torch.ops.onednn.qlinear_prepack(state["packed"].contiguous(), None)})
+    def __getstate__(self) -> dict[str, Any]:  # for copy and pickle, which do not take these layouts
+        return {**self.__dict__, "_packed": None, "_own": None}
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out), both bfloat16."""
+        """x (..., in) -> (..., out), of one dtype."""
         if torch.jit.is_tracing():
             raise InputError("int8 layers round by scales that a trace would freeze: trace the model before optimize()")
         rows = x.reshape(-1, self.in_features)
         if self.native:
-            levels, scale = ops.quantize(rows, self.norm)
+            if self._own is None:
+                self._own = self.native_weights()
+            rows = (rows if self.norm is None else self.norm(rows)).float()
+            out = ops.linear(self._own, rows.contiguous(), activation=self.activation).to(x.dtype)
         else:
+            self._own = None
             levels, scale = quantize_activation(rows if self.norm is None else self.norm(rows))
-        out = qlinear(self, levels, scale)
+            out = qlinear(self, levels, scale).to(x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
 
 
 def qlinear(layer: Int8Linear, levels: Tensor, scale: float) -> Tensor:
     """The product of `layer` with what `quantize_activation` returned: (rows, out) bfloat16."""
     return torch.ops.onednn.qlinear_pointwise(
-        levels, scale, _ZERO, layer.packed, layer.scales, layer.zero_points, layer.bias,
+        levels, scale, _ZERO, layer.packed, layer.scales, torch.zeros(layer.out_features, dtype=torch.int32),
+        layer.bias,
         1.0, 0, torch.bfloat16, layer.activation, [], "none",
     )  # fmt: skip
 

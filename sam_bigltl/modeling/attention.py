@@ -15,11 +15,8 @@ from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..fast.native import ops
-from ..fast.native.ragged import Ragged
 from ..fast.quantize import Int8Linear
 from .calls import Alone, Place, Routed, is_plain, place_of_call
-from .layouts import all_tokens, selected_tokens
 from .routing import Geometry, Selection
 
 # Without autograd: queries, and logits in all, that are alive at once.
@@ -170,7 +167,6 @@ class SemiCrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
-        self.native = False
         self.use_rel_pos = table_size > 0
         self.scale = (dim // num_heads) ** -0.5
         self.qkv: nn.Module = nn.Linear(dim, 3 * dim)
@@ -199,10 +195,6 @@ class SemiCrossAttention(nn.Module):
             return self.routed(x, place.little, place.selection, place.geometry)
         geometry = None if isinstance(place, Alone) else place
         qkv = self.qkv(x)  # (B, H, W, 3C)
-        if geometry is not None and self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
-            flat, padding = qkv.flatten(0, -2), padded_place(self.qkv, x, geometry)
-            layout = all_tokens(geometry, x.shape[0], whole=not self.window)
-            return self.proj(self._native(flat, flat[:0, x.shape[-1] :], padding, layout).view_as(x))
         windowed = geometry is not None and self.window > 0
         if geometry is None:
             rows, columns = x.shape[1:3]
@@ -242,13 +234,6 @@ class SemiCrossAttention(nn.Module):
         (batch, num_selected), dim = selection.indices.shape, x.shape[-1]
         padding = padded_place(self.qkv, x, geometry)
         qkv = self.qkv(x).reshape(batch, num_selected, 3 * dim)
-        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
-            flat = qkv.flatten(0, 1)
-            rest = flat[:0, dim:]
-            if len(selection.rest):
-                rest = self.kv_little(little.flatten(0, 1).index_select(0, selection.rest))
-            layout = selected_tokens(selection, whole=not self.window)
-            return self.proj(self._native(flat, rest, padding, layout).view_as(x))
         q, kv_big = qkv.split([dim, 2 * dim], dim=-1)
         kv = self.kv_little(little).flatten(0, 1)  # (B * N, 2C)
         # In place: the product that made `kv` does not need it for its gradient.
@@ -267,12 +252,6 @@ class SemiCrossAttention(nn.Module):
                 out = attend(q, k, v, rel_h, rel_w, self.scale)
             out = out.transpose(1, 2)
         return self.proj(out.reshape(x.shape))
-
-    def _native(self, qkv: Tensor, rest: Tensor, padding: Tensor, layout: Ragged) -> Tensor:
-        """qkv (Q, 3C) of the tokens that ask, keys and values of the others (R, 2C), of padding (3C,) -> (Q, C)"""
-        dim = qkv.shape[-1] // 3
-        tables = None if self.rel_pos_h is None or self.rel_pos_w is None else (self.rel_pos_h, self.rel_pos_w)
-        return ops.attend(qkv[:, :dim], qkv[:, dim:], rest, padding[dim:], layout, tables, self.num_heads)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(b, n, C) -> (b, h, n, d)"""
@@ -338,21 +317,12 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.native = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""
-        dim = x.shape[-1]
         qkv = self.qkv(x)  # (B, N, 3 C_E)
-        if self.native and ops.usable(qkv, self.num_heads, max(geometry.grid)):
-            flat = qkv.flatten(0, 1)
-            q, kv = flat[:, :dim], flat[:, dim:]
-            layout = all_tokens(geometry, x.shape[0], whole=geometry.whole)
-            padding = padded_place(self.qkv, x, geometry)[dim:]
-            out = ops.attend(q, kv, kv[:0], padding, layout, None, self.num_heads)
-            return self.proj(out.view_as(x))
         qkv = geometry.to_windows(qkv, padded_place(self.qkv, x, geometry))  # (B * windows, w * w, 3 C_E)
         b, n, _ = qkv.shape
         q, k, v = qkv.view(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)

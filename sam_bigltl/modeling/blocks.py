@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .attention import SemiCrossAttention, WindowAttention
 from .calls import ALONE, Alone, Place, Routed, call, place_of_call
+from .kernels import Kernels, without_kernels
+from .layouts import all_tokens, selected_tokens
 from .routing import Geometry, Selection
 
 GAMMA_INIT = 1e-4  # the paper's Algorithm 1
@@ -67,6 +69,7 @@ class PBlock(nn.Module):
         self.attn = SemiCrossAttention(dim, num_heads, table_size, window, little_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=round(dim * mlp_ratio))
+        self.kernels = Kernels()
         self.drop_path = DropPath(drop_path)
         if little_dim:
             self.norm_little = nn.LayerNorm(little_dim, eps=1e-6)
@@ -85,10 +88,26 @@ class PBlock(nn.Module):
             of the shape of x.
         """
         place = place_of_call(self, place)
+        return self._in_kernels(x, place) if self.kernels.dtype else self._in_torch(x, place)
+
+    def _in_torch(self, x: Tensor, place: Place | None) -> Tensor:
         if isinstance(place, Routed):
             return self.routed(x, place.little, place.selection, place.geometry, place.gate)
         x = x + self.drop_path(self._attention(self.norm1(x), place))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _in_kernels(self, x: Tensor, place: Place | None) -> Tensor:
+        """`forward` where C++ kernels are on, for tokens of any dtype; without them where they cannot compute it."""
+        packed = None if place is None or isinstance(place, Alone) else self.kernels.packed(self, x, place)
+        if packed is None:
+            return without_kernels(self, self._in_torch, x, place)
+        rows, whole = x.reshape(-1, x.shape[-1]), not self.window_size
+        if isinstance(place, Geometry):
+            return packed.dense(rows, all_tokens(place, len(x), whole)).view_as(x)
+        assert isinstance(place, Routed)
+        selection, little = place.selection, place.little.flatten(0, 1)
+        layout = selected_tokens(selection, whole)
+        return packed.routed(rows, layout, little, selection.flat, selection.rest).view_as(x)
 
     def _attention(self, x: Tensor, geometry: Geometry | Alone | None) -> Tensor:
         if isinstance(geometry, Geometry) and (not self.window_size or getattr(self.attn, "is_plain", False)):
@@ -135,8 +154,17 @@ class EBlock(nn.Module):
         self.attn = WindowAttention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=dim, mlp_dim=round(dim * mlp_ratio))
+        self.kernels = Kernels()
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """x (B, N, C_E) -> (B, N, C_E); `geometry` holds the little windows."""
+        if self.kernels.dtype:
+            packed = self.kernels.packed(self, x, geometry)
+            if packed is None:
+                return without_kernels(self, self._in_torch, x, geometry)
+            return packed.dense(x.flatten(0, 1), all_tokens(geometry, len(x), geometry.whole)).view_as(x)
+        return self._in_torch(x, geometry)
+
+    def _in_torch(self, x: Tensor, geometry: Geometry) -> Tensor:
         x = x + self.attn(self.norm1(x), geometry)
         return x + self.mlp(self.norm2(x))

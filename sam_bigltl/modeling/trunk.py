@@ -22,9 +22,11 @@ from typing_extensions import Self
 from ..errors import InputError
 from ..fast.choice import Native, choose
 from ..fast.precision import set_precision
+from ..fast.quantize import Int8Linear
 from ..memory import keep_freed_memory
 from .blocks import LITTLE, EBlock, PBlock
 from .calls import Routed, call
+from .kernels import Kernels, without_kernels
 from .routing import Geometry, Route, RouteGroup, Router, Selection, straight_through_gate, top_tokens
 
 KeepRatio = float | Sequence[float] | str
@@ -54,6 +56,29 @@ class Transition(nn.Module):
         self.down = nn.Linear(dim, little_dim)
         self.router = Router(little_dim)
         self.up = nn.Linear(little_dim, dim)
+        self.kernels = Kernels()
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> little stream (B, N, C_E), of the dtype of x"""
+        packed = self.kernels.transition(self, x)
+        if packed is not None:
+            return packed.down(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return without_kernels(self, lambda x, _: self.down(x), x, None) if self.kernels.dtype else self.down(x)
+
+    def estimate(self, x: Tensor, little: Tensor) -> Tensor:
+        """x (B, N, C) + the up-projection of the little stream, which a token keeps beside what big blocks of earlier
+        stages gave it (measured in docs/design_notes.md)."""
+        if self.kernels.dtype:
+            return x + without_kernels(self, lambda x, _: self.up(x), little, None)
+        return x + self.up(little)
+
+    def leave(self, x: Tensor, little: Tensor, selected: Tensor, selection: Selection) -> Tensor:
+        """`estimate` where tokens were not selected, `selected` (B, K, C) where they were; for inference."""
+        packed = self.kernels.transition(self, x)
+        if packed is None:
+            return selection.scatter_(self.estimate(x, little), selected)
+        rows = (x.flatten(0, 1), little.flatten(0, 1), selected.reshape(-1, x.shape[-1]), selection.flat, selection.rest)
+        return packed.up(*rows).view_as(x)
 
 
 def heads_of(little_dim: int) -> int:
@@ -98,6 +123,8 @@ class Trunk(nn.Module):
         self.taps: Taps | None = None
         self.focus: Tensor | None = None
         self.gradient_checkpointing = False
+        self.precision = "float32"
+        self.kernels_dtype = ""
         self._keep_ratio: _Kept = 1.0
 
     def _add_blocks(self, shape: Callable[[int], tuple[int, int]]) -> None:
@@ -154,6 +181,8 @@ class Trunk(nn.Module):
         """
         if compile and dtype == "int8":
             raise InputError("int8 layers cannot be compiled: choose dtype='bfloat16' or compile=False")
+        if compile and native is True:
+            raise InputError("what the C++ kernels compute cannot be compiled: choose native=True or compile=True")
         kernels = False if compile and native == "auto" else native
         chosen = choose(self.pos_embed.device, dtype, kernels, self.training)
         chosen.say()
@@ -209,7 +238,9 @@ class Trunk(nn.Module):
 
     def _run_layers(self, x: Tensor, big: Geometry, small: Geometry) -> tuple[Tensor, tuple[RouteGroup, ...]]:
         """All layers, x (B, N, C) -> (B, N, C), and what each group selected."""
-        route = []
+        route, given = [], x.dtype
+        if self.kernels_dtype:
+            x = x.float()  # what the kernels keep between them
         for index, (stage, layers) in enumerate(self.config.groups):
             ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
             if ratio == 1.0:
@@ -227,7 +258,7 @@ class Trunk(nn.Module):
                 transition: Any = self.transitions[index]
                 x, group = self._run_group(x, transition, layers, ratio, big, small)
                 route.append(group)
-        return x, tuple(route)
+        return x.to(given), tuple(route)
 
     def _little_of(self, group: int, layers: range) -> list[nn.Parameter]:
         """Parameters that a group of layers has for the little path alone."""
@@ -246,7 +277,7 @@ class Trunk(nn.Module):
         self, x: Tensor, transition: Transition, layers: range, ratio: float | str, big: Geometry, small: Geometry
     ) -> tuple[Tensor, RouteGroup]:
         """x (B, N, C) -> (B, N, C), and what was selected. `big` and `small` hold the windows of both paths."""
-        little = transition.down(x)  # (B, N, C_E)
+        little = transition.enter(x)  # (B, N, C_E)
         scores = transition.router(little[:, self.prefix :])  # (B, N - prefix)
         if self.focus is not None:
             scores = scores * self.focus
@@ -264,11 +295,10 @@ class Trunk(nn.Module):
         for layer in layers:
             selected = self._run(call, self.blocks[layer], selected, Routed(little, selection, big, gate), PBlock)
             little = self._run(self.little_blocks[layer], little, small)
-        # Residual: a token keeps what big blocks of earlier stages gave it (measured in docs/design_notes.md).
-        estimate = x + transition.up(little)
         group = RouteGroup(tuple(layers), indices[:, self.prefix :] - self.prefix, scores.detach())
         if self.taps is None and not _learns():
-            return selection.scatter_(estimate, selected), group
+            return transition.leave(x, little, selected, selection), group
+        estimate = transition.estimate(x, little)
         x = selection.scatter(estimate, selected)
         if self.taps is not None:
             self.taps.layers[layers[-1]] = x
@@ -294,9 +324,13 @@ class Trunk(nn.Module):
 def use_kernels(encoder: nn.Module, native: bool) -> None:
     """Let an encoder compute with the C++ kernels or without them, in place."""
     module: Any
+    dtype = encoder.precision if native else ""
+    encoder.kernels_dtype = dtype
     for module in encoder.modules():
-        if hasattr(module, "native"):
-            module.native = native
+        if isinstance(module, (PBlock, EBlock, Transition)):
+            module.kernels.dtype = dtype
+        elif isinstance(module, Int8Linear):
+            module.native = bool(dtype)
 
 
 def _learns() -> bool:

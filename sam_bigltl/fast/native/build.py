@@ -1,8 +1,9 @@
-"""Compiling and loading the C++ kernels.
+"""Finding, compiling and loading the C++ kernels.
 
-They are compiled for the processor that will run them, with the system's compiler (a second or two), and kept in the
-user's cache folder under a name made of their text, so that a new version is compiled anew. What lies there is run in
-this process, so it is loaded only if it is whole and nobody else can have written it.
+A wheel brings them as a library beside the sources. Where there is none of exactly these sources, they are compiled
+with the system's compiler, for this machine's processor alone, and kept in the user's cache folder under a name made
+of their text, so that a new version is compiled anew. What lies there is run in this process, so it is loaded only if
+it is whole and nobody else can have written it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,77 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ...errors import InputError
+from . import caps, toolchain
 
-FLAGS = (
-    "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl",
-    "-mavx512dq", "-mavx512bf16",
-)  # fmt: skip
 _FOLDER = Path(__file__).parent
 _UNFINISHED = "compiling-"
-_PATIENCE = 600  # seconds for the compiler
 _DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled kernels.
+
+    Attributes:
+        kernels: their functions.
+        levels: the levels that are in it and that this processor runs, from the plainest; one at least.
+        origin: "from the wheel" or "compiled here".
+    """
+
+    kernels: ctypes.CDLL
+    levels: tuple[str, ...]
+    origin: str
+
+
+def load() -> Library:
+    """The kernels, as far as the environment allows them (`caps`).
+
+    Raises:
+        InputError: this machine cannot have them: one line with the reason.
+    """
+    return _load(caps.settings())
+
+
+@functools.cache
+def _load(settings: tuple[str, ...]) -> Library:
+    return find(caps.allowed(settings))
+
+
+def find(allowed: tuple[str, ...]) -> Library:
+    """A library with the best of the `allowed` levels that the processor runs: the wheel's, or else compiled here."""
+    shipped = _FOLDER / toolchain.shipped_name()
+    kernels = _open(shipped) if shipped.is_file() else None
+    if kernels is None:
+        return _compiled(allowed)
+    levels = _common(toolchain.names(kernels.bigltl_library_levels()), _runs(kernels))
+    _common(levels, allowed)
+    return Library(kernels, levels, "from the wheel")
+
+
+def _compiled(allowed: tuple[str, ...]) -> Library:
+    try:
+        compiler = toolchain.find_compiler()
+        if compiler is None:
+            raise InputError(
+                f"native kernels need a C++ compiler, or a wheel that brings them: install {toolchain.HOW_TO_INSTALL}, "
+                "or leave native (--native) out"
+            )
+        folder = _prepared(cache_folder())
+        runs = _common(_runs(_cached(folder, compiler, ())), allowed)
+        for level in reversed(runs):
+            with suppress(toolchain.UnknownLevel):  # of a compiler older than the processor
+                return Library(_cached(folder, compiler, (level,)), (level,), "compiled here")
+        raise InputError(f"{compiler[0]} is too old for native kernels ({runs[0]}): update it, or leave native out")
+    except toolchain.CompilerError as error:
+        raise InputError(f"{error}: leave native out") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home
+        raise InputError(f"native kernels cannot be made: {error}") from error
 
 
 def cache_folder() -> Path:
@@ -40,43 +98,55 @@ def cache_folder() -> Path:
     return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "sam_bigltl"
 
 
-@functools.cache
-def load() -> ctypes.CDLL:
-    """The compiled kernels. Raises InputError with the reason where this machine cannot have them."""
-    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-        raise InputError("native kernels need a processor with AVX512-BF16: leave native (--native) out")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
-        raise InputError("native kernels need a C++ compiler: install g++ or leave native (--native) out")
-    sources = sorted(_FOLDER.glob("*.cpp"))
-    digest = hashlib.sha256(" ".join((compiler, platform.machine(), *FLAGS)).encode())
-    for path in (*sources, *sorted(_FOLDER.glob("*.h"))):
-        digest.update(path.read_bytes())
-    try:
-        library = _prepared(cache_folder()) / f"kernels-{digest.hexdigest()[:16]}.so"
-        kernels = _open(library) if _is_whole(library) else None
-        if kernels is None:  # none yet, damaged, or of another machine that shares this folder
-            _compile(compiler, sources, library)
-            kernels = _open(library)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home
-        raise InputError(f"native kernels cannot be made: {error}") from error
-    if kernels is None:
-        raise InputError(
-            f"the native kernels in {library.parent} cannot be loaded, perhaps because nothing there may be executed: "
-            "set XDG_CACHE_HOME to another folder, or leave native out"
-        )
-    return kernels
+def _runs(kernels: ctypes.CDLL) -> tuple[str, ...]:
+    """The levels that this processor runs, whatever is in the library."""
+    return toolchain.names(kernels.bigltl_machine_levels())
+
+
+def _common(levels: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    common = tuple(level for level in levels if level in others)
+    if not common:
+        raise InputError("native kernels need a processor with AVX2, or with Arm's NEON: leave native (--native) out")
+    return common
 
 
 def _open(library: Path) -> ctypes.CDLL | None:
     """The library, or None where the system cannot load it, or it has other functions."""
     try:
-        # torch's OpenMP is already loaded under the same name, so both share their threads.
         kernels = ctypes.CDLL(str(library))
-        kernels.bigltl_attend_scratch.restype = ctypes.c_int64
-        kernels.bigltl_quantize.restype = ctypes.c_float
+        kernels.bigltl_machine_levels.restype = kernels.bigltl_library_levels.restype = ctypes.c_uint32
+        if kernels.bigltl_library_levels():
+            kernels.bigltl_set_parallel(ctypes.c_void_p(_gomp_parallel()))
     except (OSError, AttributeError):
         return None
+    return kernels
+
+
+def _gomp_parallel() -> int | None:
+    """The address of the function that starts threads in the OpenMP runtime that torch uses, or None.
+
+    GNU's, LLVM's and Intel's runtimes have it. What is loaded for the whole process comes first, for torch, too.
+    """
+    for name in (None, torch._C.__file__):
+        with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no None
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
+def _cached(folder: Path, compiler: list[str], levels: tuple[str, ...]) -> ctypes.CDLL:
+    """The library with these levels in the cache folder, compiled if it is not there."""
+    words = (*compiler, platform.machine(), *levels, toolchain.digest())
+    name = f"{'-'.join(('kernels', *levels)) if levels else 'machine'}"
+    library = folder / f"{name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}{toolchain.SUFFIX}"
+    kernels = _open(library) if _is_whole(library) else None
+    if kernels is None:  # none yet, damaged, or of another machine that shares this folder
+        _compile(compiler, levels, library)
+        kernels = _open(library)
+    if kernels is None:
+        raise InputError(
+            f"the native kernels in {library.parent} cannot be loaded, perhaps because nothing there may be executed: "
+            "set XDG_CACHE_HOME to another folder, or leave native out"
+        )
     return kernels
 
 
@@ -114,22 +184,11 @@ def _is_whole(library: Path) -> bool:
     return len(content) > _DIGEST and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
-def _compile(compiler: str, sources: list[Path], library: Path) -> None:
+def _compile(compiler: list[str], levels: tuple[str, ...], library: Path) -> None:
     """Make `library`, whole or not at all, also where two processes compile at once or one is killed."""
     with _folder_for(library) as folder:
         made = folder / library.name
-        command = [*compiler.split(), *FLAGS, *map(str, sources), "-o", str(made)]
-        try:
-            done = subprocess.run(
-                command, env=os.environ | {"TMPDIR": str(folder)}, stdin=subprocess.DEVNULL, capture_output=True,
-                errors="replace", timeout=_PATIENCE, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{compiler} does not end: leave native out") from None
-        if done.returncode:
-            lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
-            reason = next((line for line in lines if "error" in line), lines[0])
-            raise InputError(f"{compiler} cannot compile the native kernels ({reason.strip()}): leave native out")
+        toolchain.compile_library(compiler, levels, made, folder)
         with made.open("r+b") as file:
             file.write(hashlib.sha256(file.read()).digest())  # the system's loader does not look behind the library
         made.chmod(0o700)

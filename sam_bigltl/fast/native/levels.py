@@ -1,32 +1,65 @@
-"""Stand-in, to be replaced by the real file of the same interface: which level of the kernels this processor runs."""
+"""Which level of instructions the C++ kernels run in on this machine, and their functions in that level."""
 
 from __future__ import annotations
 
-import os
+import ctypes
+import functools
 from typing import Any
 
 import torch
 
 from ...errors import InputError
+from ..devices import device_name
+from . import build, caps
+from .toolchain import LEVELS as _FLAGS
 
-LEVELS = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16", "neon", "neon_dot", "neon_i8mm")
-_CAPS = {"AVX2": 0, "AVX2_VNNI": 1, "AVX512_CORE": 2, "AVX512_CORE_VNNI": 3, "AVX512_CORE_BF16": 4}
+LEVELS: tuple[str, ...] = tuple(_FLAGS)  # from the plainest to the fastest, first of x86, then of Arm
 
 
 def level() -> str | None:
-    """The best level here, or None."""
-    has = torch.cpu
-    ranks = [-1]
-    ranks += [0] * has._is_avx2_supported() + [2] * has._is_avx512_supported() + [3] * has._is_vnni_supported()
-    ranks += [4] * getattr(has, "_is_avx512_bf16_supported", lambda: False)()
-    best = max(ranks)
-    best = min(best, {"avx2": 0, "default": -1}.get(os.environ.get("ATEN_CPU_CAPABILITY", ""), 4))
-    best = min(best, _CAPS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", ""), 4))
-    own = os.environ.get("SAM_BIGLTL_CPU_LEVEL", "")
-    best = min(best, LEVELS.index(own) if own in LEVELS else -1 if own else 4)
-    return LEVELS[best] if best >= 0 else None
+    """The best level that the processor has, the library holds and the environment allows; None where there is none.
+
+    The environment: ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA limit the kernels as they limit torch, and
+    SAM_BIGLTL_CPU_LEVEL, one of LEVELS, limits them alone.
+    """
+    try:
+        return _best(caps.settings())
+    except InputError:
+        return None
 
 
-def function(name: str) -> Any:
-    """The C function of that level."""
-    raise InputError(f"no such kernel: {name}")
+def function(name: str, restype: Any = ctypes.c_int) -> Any:
+    """The C function `name` of the kernels in the best level, to be called without the GIL.
+
+    Args:
+        restype: what it returns, as a type of ctypes; None for nothing.
+
+    Raises:
+        InputError: this machine cannot have the kernels: one line with the reason.
+    """
+    return _function(caps.settings(), name, restype)
+
+
+def explain() -> str:
+    """One line: the processor, the level, and where the library is from, or why there is none."""
+    processor = device_name(torch.device("cpu"))
+    try:
+        return f"{processor}: C++ kernels in {_best(caps.settings())}, {build.load().origin}"
+    except InputError as error:
+        return f"{processor}: no C++ kernels: {error}"
+
+
+@functools.cache  # called at every layer
+def _function(settings: tuple[str, ...], name: str, restype: Any) -> Any:
+    found = build.load().kernels[f"bigltl_{_best(settings)}_{name}"]  # an object of its own, unlike an attribute
+    found.restype = restype
+    return found
+
+
+@functools.cache
+def _best(settings: tuple[str, ...]) -> str:
+    allowed = caps.allowed(settings)
+    found = [level for level in build.load().levels if level in allowed]
+    if not found:  # a wheel whose compiler knew only higher levels
+        raise InputError(f"the native kernels of this wheel have none of {', '.join(allowed)}: leave native out")
+    return found[-1]

@@ -3,122 +3,253 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from .build import load
+from ...errors import InputError
+from . import levels
 from .ragged import Ragged
 
-_LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.cpp
+FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int16": 3}  # `FormatId` of formats.h
+ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
+_LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.h
 _CHANNELS = 256
+_PANEL = 64  # a multiple of `kPanel` of every level
+_CHUNK = 768  # hidden units of an MLP that are in the cache at a time
+_SUM = 2**31 - 2**16  # of integers
+
+_i64, _i32, _f32, _ptr = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+
+def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
+    return [(name, kind) for kind, names in groups for name in names.split()]
+
+
+class _Packed(ctypes.Structure):
+    """Mirrors `Packed` of product.h."""
+
+    _fields_ = _fields((_ptr, "words scales bias"), (_i64, "inputs outputs chunk"), (_i32, "format weight_levels row_levels"))
+
+
+class _Linear(ctypes.Structure):
+    """Mirrors `Linear` of linear.h."""
+
+    _fields_ = _fields(
+        (_ptr, "x"), (_i64, "x_stride"), (_ptr, "source"), (_i64, "rows"), (_Packed, "weights"),
+        (_ptr, "norm_weight norm_bias"), (_f32, "eps"), (_i32, "activation"), (_ptr, "residual"),
+        (_i64, "residual_stride"), (_ptr, "out"), (_i64, "out_stride"), (_ptr, "target"), (_i32, "half"),
+    )  # fmt: skip
 
 
 class _Attention(ctypes.Structure):
-    """Mirrors `Attention` of attention.cpp."""
+    """Mirrors `Attention` of attention.h."""
 
-    _fields_ = [
-        (name, kind)
-        for kind, names in (
-            (ctypes.c_void_p, "q"), (ctypes.c_int64, "q_stride"), (ctypes.c_void_p, "big"),
-            (ctypes.c_int64, "big_stride num_big"), (ctypes.c_void_p, "little"), (ctypes.c_int64, "little_stride"),
-            (ctypes.c_void_p, "padding keys starts queries table_h table_w rows columns"),
-            (ctypes.c_int64, "size key_rows key_columns windows heads d"), (ctypes.c_float, "scale"),
-            (ctypes.c_void_p, "out"), (ctypes.c_int64, "out_stride"),
+    _fields_ = _fields(
+        (_ptr, "q"), (_i64, "q_stride"), (_ptr, "big"), (_i64, "big_stride num_big"), (_ptr, "little"),
+        (_i64, "little_stride"), (_ptr, "padding keys starts queries table_h table_w rows columns"),
+        (_i64, "size key_rows key_columns windows heads d"), (_f32, "scale"), (_ptr, "out"), (_i64, "out_stride"),
+        (_i32, "half format"),
+    )  # fmt: skip
+
+
+class _Finish(ctypes.Structure):
+    """Mirrors `Finish` of block.h."""
+
+    _fields_ = _fields(
+        (_ptr, "attended"), (_i64, "attended_stride"), (_ptr, "x"), (_i64, "x_stride rows"), (_Packed, "proj"),
+        (_ptr, "little"), (_i64, "little_stride"), (_ptr, "little_rows"), (_Packed, "up"),
+        (_ptr, "norm_weight norm_bias"), (_f32, "eps"), (_i32, "activation"), (_Packed, "lin1 lin2"), (_ptr, "out"),
+        (_i64, "out_stride"),
+    )  # fmt: skip
+
+
+def check_kernels(dtype: str) -> None:
+    """Raise InputError where this machine has no kernels for `dtype`, of "float32", "bfloat16" and "int8"."""
+    if dtype == "bfloat16" and not has("bfloat16"):
+        raise InputError(
+            f"this processor ({levels.level()}) does not multiply bfloat16: choose float32 or int8 (--dtype), or leave native out"
         )
-        for name in names.split()
-    ]  # fmt: skip
+    levels.function("linear")
 
 
-def usable(qkv: Tensor, num_heads: int, side: int) -> bool:
-    """Whether `attend` takes queries, keys and values (..., 3C), for grids of keys of at most `side` rows and columns.
+def has_fast_integers() -> bool:
+    """Whether 16-bit integer products are faster than float32 ones."""
+    return not str(levels.level()).startswith("neon")
 
-    It has no gradient, a trace does not see it, and its buffers have a fixed size.
+
+@cache
+def has(name: str) -> bool:
+    """Whether this processor's level has products of a format of FORMATS."""
+    return bool(levels.function("has")(_i32(FORMATS[name])))
+
+
+@dataclass
+class Packed:
+    """Weights of a linear layer in the kernels' layout.
+
+    Attributes:
+        problem: what the kernels are given.
+        inputs, outputs: of the layer.
+        kept: memory that `problem` points into.
     """
-    channels = qkv.shape[-1] // 3 // num_heads
-    fits = channels % 2 == 0 and channels <= _CHANNELS and side <= _LONGEST_LINE
-    seen = torch.jit.is_tracing() or (torch.is_grad_enabled() and qkv.requires_grad)
-    return fits and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu" and not seen
+
+    problem: _Packed
+    inputs: int
+    outputs: int
+    kept: tuple[Tensor, ...]
+
+    @property
+    def stored(self) -> torch.dtype:
+        """In which its results are kept between kernels: halves where products are rounded more than these are."""
+        return torch.float32 if self.problem.format == FORMATS["float32"] else torch.float16
+
+
+def pack(
+    weight: Tensor, bias: Tensor | None, dtype: str, chunked: bool = False, weight_levels: int | None = None
+) -> Packed:
+    """Weights (out, in) and their bias in the layout of the kernels.
+
+    Args:
+        dtype: "float32", "bfloat16", "int8" (or 16-bit products with weights of 8 bits where the processor has no 8-bit
+            ones), "int16" (about 12 bits for weights and activations).
+        chunked: the second layer of an MLP, whose inputs come some at a time.
+        weight_levels: steps on each side of zero, for tests.
+    """
+    weight = weight.detach().float().contiguous()
+    outputs, inputs = weight.shape
+    chunk = inputs
+    if chunked and inputs > _CHUNK:
+        parts = -(-inputs // _CHUNK)
+        chunk = -(-inputs // parts // _PANEL) * _PANEL
+    name, rows = dtype, 0
+    if dtype == "int8":
+        weight_levels = weight_levels or 127
+        name, rows = ("int8", 127) if has("int8") else ("int16", min(4095, _SUM // (weight_levels * chunk)))
+    elif dtype == "int16":
+        weight_levels = rows = min(8191, int((_SUM / chunk) ** 0.5))
+    problem = _Packed(None, None, None, inputs, outputs, chunk, FORMATS[name], weight_levels or 0, rows)
+    pointer = ctypes.byref(problem)
+    words = torch.empty(levels.function("packed_words", _i64)(pointer), dtype=torch.int32)
+    scales = torch.empty(levels.function("packed_scales", _i64)(pointer))
+    problem.words, problem.scales = words.data_ptr(), scales.data_ptr()
+    levels.function("pack")(_ptr(weight.data_ptr()), pointer)
+    kept = [words, scales]
+    if bias is not None:
+        kept.append(bias.detach().float().contiguous().clone())
+        problem.bias = kept[-1].data_ptr()
+    return Packed(problem, inputs, outputs, tuple(kept))
+
+
+def _threads() -> ctypes.c_int64:
+    return _i64(torch.get_num_threads())
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _norm(norm: nn.LayerNorm | None) -> tuple[int | None, int | None, float]:
+    return (None, None, 0.0) if norm is None else (norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
+
+
+def linear(
+    packed: Packed, x: Tensor, norm: nn.LayerNorm | None = None, source: Tensor | None = None, activation: str = "none",
+    residual: Tensor | None = None, out: Tensor | None = None, target: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:  # fmt: skip
+    """A linear layer on rows.
+
+    Args:
+        x: (n, in) float32, rows at any stride.
+        norm: LayerNorm of the rows before it, float32.
+        source: rows of x to take, int64 (R,); None for all in order.
+        activation: of ACTIVATIONS.
+        residual: added to the result, (rows of out, out) float32.
+        out: where to write; made where it is None.
+        target: rows of `out` to write, int64 (R,); None for all in order.
+        dtype: float32 or float16, of an `out` that is made.
+
+    Returns:
+        out, (R, out) where it is made
+    """
+    rows = len(x) if source is None else len(source)
+    if out is None:
+        out = torch.empty(rows, packed.outputs, dtype=dtype)
+    problem = _Linear(
+        x.data_ptr(), x.stride(0), _pointer(source), rows, packed.problem, *_norm(norm), ACTIVATIONS[activation],
+        _pointer(residual), 0 if residual is None else residual.stride(0), out.data_ptr(), out.stride(0),
+        _pointer(target), out.dtype == torch.float16,
+    )  # fmt: skip
+    levels.function("linear")(ctypes.byref(problem), _threads())
+    return out
+
+
+def fits(channels: int, side: int) -> bool:
+    """Whether `attend` takes heads of `channels` and grids of keys of at most `side` rows and columns."""
+    return channels <= _CHANNELS and side <= _LONGEST_LINE
 
 
 def attend(
     q: Tensor, big: Tensor, little: Tensor, padding: Tensor, ragged: Ragged, tables: tuple[Tensor, Tensor] | None,
-    num_heads: int,
+    num_heads: int, dtype: str = "float32",
 ) -> Tensor:  # fmt: skip
-    """Attention of ragged windows, everything bfloat16, sums and softmax in float32.
+    """Attention of ragged windows; softmax in float32.
 
     Args:
-        q: (queries, C), rows at any stride.
+        q: (queries, C), float32 or float16, as keys and values; rows at any stride.
         big, little: the two parts of the table of keys and values that `ragged.keys` numbers, each (rows, 2C).
         padding: keys and values of a padded place, (2C,).
         tables: relative positions along rows and columns, each (2 * size - 1, d), or None.
+        dtype: of the products, "float32" or "int16".
 
     Returns:
-        (queries, C)
+        (queries, C) float32
     """
-    table_h, table_w = tables or (None, None)
-    tensors = (q, big, little, padding, *ragged.tensors, table_h, table_w)
-    if torch.compiler.is_compiling():
-        return _attend_op(*tensors, *ragged.grid, num_heads)
-    return _attend(*tensors, *ragged.grid, num_heads)
-
-
-def _attend(
-    q: Tensor, big: Tensor, little: Tensor, padding: Tensor, keys: Tensor, starts: Tensor, queries: Tensor,
-    rows: Tensor, columns: Tensor, table_h: Tensor | None, table_w: Tensor | None, key_rows: int, key_columns: int,
-    num_heads: int,
-) -> Tensor:  # fmt: skip
-    kernels = load()
     count, dim = q.shape
-    out = q.new_empty(count, dim)
+    d = dim // num_heads
+    out = torch.empty(count, dim)
     padding = padding.to(q.dtype).contiguous()
-    pointers: tuple[int | None, int | None] = (None, None)
-    if table_h is not None and table_w is not None:
-        table_h, table_w = table_h.to(q.dtype).contiguous(), table_w.to(q.dtype).contiguous()
-        pointers = (table_h.data_ptr(), table_w.data_ptr())
+    if tables is not None:
+        tables = (tables[0].float().contiguous(), tables[1].float().contiguous())
+    table_h, table_w = tables or (None, None)
     problem = _Attention(
         q.data_ptr(), q.stride(0), big.data_ptr(), big.stride(0), big.shape[0], little.data_ptr(), little.stride(0),
-        padding.data_ptr(), keys.data_ptr(), starts.data_ptr(), queries.data_ptr(),
-        *pointers, rows.data_ptr(), columns.data_ptr(), 0 if table_h is None else (table_h.shape[0] + 1) // 2,
-        key_rows, key_columns, starts.shape[0] - 1, num_heads, dim // num_heads, (dim // num_heads) ** -0.5,
-        out.data_ptr(), dim,
+        padding.data_ptr(), ragged.keys.data_ptr(), ragged.starts.data_ptr(), ragged.queries.data_ptr(),
+        _pointer(table_h), _pointer(table_w), ragged.rows.data_ptr(), ragged.columns.data_ptr(),
+        0 if table_h is None else (table_h.shape[0] + 1) // 2, *ragged.grid, ragged.starts.shape[0] - 1, num_heads, d,
+        d**-0.5, out.data_ptr(), dim, q.dtype == torch.float16, FORMATS[dtype],
     )  # fmt: skip
-    threads = ctypes.c_int64(torch.get_num_threads())
-    words = kernels.bigltl_attend_scratch(ctypes.byref(problem), threads)
-    scratch = torch.empty(words, dtype=torch.int32)
-    kernels.bigltl_attend(ctypes.byref(problem), ctypes.c_void_p(scratch.data_ptr()), threads)
+    levels.function("attend")(ctypes.byref(problem), _threads())
     return out
 
 
-# For torch.compile, which cannot look into a foreign function; called directly it would cost some 50 us.
-_attend_op = torch.library.custom_op("sam_bigltl::attend", _attend, mutates_args=())
+_NOTHING = _Packed()
 
 
-@_attend_op.register_fake
-def _(q: Tensor, *_unused: object) -> Tensor:  # what `_attend` returns
-    return q.new_empty(q.shape)
-
-
-def quantize(x: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, float]:
-    """Symmetric 8-bit rounding of bfloat16 values, of their LayerNorm if there is one.
+def finish(
+    attended: Tensor, x: Tensor, proj: Packed, norm: nn.LayerNorm, lin1: Packed, lin2: Packed, activation: str = "gelu",
+    up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(activation(lin1(norm(x)))).
 
     Args:
-        x: (rows, channels).
+        attended: (R, width of the heads) float32.
+        x: (R, C) float32.
+        up: gamma included; None without a little stream.
+        little: (n, C_E) float32, whose rows `little_rows`, int64 (R,), belong to those of x.
+        out: where to write, may be x; made where it is None.
 
     Returns:
-        levels (rows, channels) uint8 with 128 added, and their scale.
+        (R, C)
     """
-    kernels = load()
-    x = x.contiguous()
-    levels = torch.empty(x.shape, dtype=torch.uint8)
-    pointers: list[int | None] = [None, None, None]
-    if norm is not None:
-        normal = torch.empty_like(x)
-        pointers = [tensor.data_ptr() for tensor in (norm.weight, norm.bias, normal)]
-    weight, bias, normal_pointer = map(ctypes.c_void_p, pointers)
-    scale = kernels.bigltl_quantize(
-        ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1]), weight, bias,
-        ctypes.c_float(0.0 if norm is None else norm.eps), normal_pointer, ctypes.c_void_p(levels.data_ptr()),
-        ctypes.c_int64(torch.get_num_threads()),
+    out = torch.empty_like(x) if out is None else out
+    problem = _Finish(
+        attended.data_ptr(), attended.stride(0), x.data_ptr(), x.stride(0), len(x), proj.problem, _pointer(little),
+        0 if little is None else little.stride(0), _pointer(little_rows), _NOTHING if up is None else up.problem,
+        *_norm(norm), ACTIVATIONS[activation], lin1.problem, lin2.problem, out.data_ptr(), out.stride(0),
     )  # fmt: skip
-    return levels, scale
+    levels.function("finish")(ctypes.byref(problem), _threads())
+    return out

@@ -1,0 +1,141 @@
+"""Whole transformer blocks in the native kernels: what `SemiCrossAttention`'s blocks and the E-blocks compute, without
+autograd.
+
+Weights are packed at the first call and again when they have changed. Knows blocks by the names of their layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .ragged import Ragged
+
+Weights = tuple[Tensor, Tensor | None]
+
+
+class _Norm:
+    """A LayerNorm as the kernels read it: float32, contiguous."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.weight = norm.weight.detach().float().contiguous()
+        self.bias = norm.bias.detach().float().contiguous()
+        self.eps = norm.eps
+
+
+def _pack(layer: Any, dtype: str, chunked: bool = False, factor: Tensor | None = None) -> ops.Packed:
+    """A layer's weights; `factor` (out,) is multiplied into them."""
+    if hasattr(layer, "native_weights"):  # int8, rounded already
+        return layer.native_weights(chunked, factor)
+    weight, bias = layer.weight.detach().float(), None if layer.bias is None else layer.bias.detach().float()
+    if factor is not None:
+        weight, bias = weight * factor[:, None], None if bias is None else bias * factor
+    return ops.pack(weight, bias, dtype, chunked)
+
+
+class PackedBlock:
+    """A block's weights in the layout of the kernels.
+
+    Args:
+        block: a P-block or an E-block.
+        dtype: of the linear layers, "float32", "bfloat16" or "int8".
+    """
+
+    def __init__(self, block: Any, dtype: str) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.num_heads = attn.num_heads
+        self.products = "float32" if dtype == "float32" or not ops.has_fast_integers() else "int16"
+        self.norm1, self.norm2 = (_Norm(norm_before(block, *names)) for names in (("norm1", "attn.qkv"), ("norm2", "mlp.lin1")))
+        self.qkv, self.proj = _pack(attn.qkv, dtype), _pack(attn.proj, dtype)
+        self.lin1, self.lin2 = _pack(mlp.lin1, dtype), _pack(mlp.lin2, dtype, chunked=True)
+        bias = attn.qkv.bias
+        dim = self.proj.outputs
+        self.padding = torch.zeros(2 * dim) if bias is None else bias.detach().float()[dim:].contiguous()
+        self.tables: tuple[Tensor, Tensor] | None = None
+        if getattr(attn, "rel_pos_h", None) is not None:
+            self.tables = (attn.rel_pos_h.detach().float().contiguous(), attn.rel_pos_w.detach().float().contiguous())
+        self.up: ops.Packed | None = None
+        if hasattr(attn, "kv_little"):
+            self.norm_little = _Norm(norm_before(block, "norm_little", "attn.kv_little"))
+            self.kv_little = _pack(attn.kv_little, dtype)
+            self.up = _pack(block.up, dtype, factor=block.gamma.detach().float())
+
+    def dense(self, x: Tensor, layout: Ragged) -> Tensor:
+        """Every token, x (R, C) float32 -> (R, C)."""
+        dim = x.shape[1]
+        qkv = ops.linear(self.qkv, x, self.norm1, dtype=self.qkv.stored)
+        return self._rest(x, qkv, qkv[:0, dim:], layout)
+
+    def routed(self, x: Tensor, layout: Ragged, little: Tensor, flat: Tensor, rest: Tensor) -> Tensor:
+        """Selected tokens, x (R, C) float32 -> (R, C).
+
+        Args:
+            little: little stream of all tokens, (n, C_E) float32.
+            flat: rows of the selected tokens in it, (R,).
+            rest: rows of the others, (n - R,).
+        """
+        qkv = ops.linear(self.qkv, x, self.norm1, dtype=self.qkv.stored)
+        kv = ops.linear(self.kv_little, little, self.norm_little, source=rest, dtype=self.qkv.stored)
+        return self._rest(x, qkv, kv, layout, little, flat)
+
+    def _rest(
+        self, x: Tensor, qkv: Tensor, kv: Tensor, layout: Ragged, little: Tensor | None = None, flat: Tensor | None = None
+    ) -> Tensor:
+        dim = x.shape[1]
+        attended = ops.attend(
+            qkv[:, :dim], qkv[:, dim:], kv, self.padding, layout, self.tables, self.num_heads, self.products
+        )
+        up = None if little is None else self.up
+        return ops.finish(
+            attended, x, self.proj, self.norm2, self.lin1, self.lin2, up=up, little=little, little_rows=flat
+        )
+
+
+class PackedTransition:
+    """The two projections between the streams, `down` with more digits than int8: the router sees every rounding."""
+
+    def __init__(self, transition: Any, dtype: str) -> None:
+        precise = "int16" if dtype == "int8" and ops.has_fast_integers() else "float32" if dtype == "int8" else dtype
+        self._down, self._up = _pack(transition.down, precise), _pack(transition.up, dtype)
+
+    def down(self, x: Tensor) -> Tensor:
+        """x (R, C) float32 -> (R, C_E)"""
+        return ops.linear(self._down, x)
+
+    def up(self, x: Tensor, little: Tensor, selected: Tensor, flat: Tensor, rest: Tensor) -> Tensor:
+        """Tokens x (n, C) with the little stream (n, C_E) added, and `selected` (R, C) in the rows `flat`."""
+        out = torch.empty_like(x)
+        ops.linear(self._up, little, source=rest, residual=x, out=out, target=rest)
+        return out.index_copy_(0, flat, selected)
+
+
+def norm_before(block: Any, norm: str, layer: str) -> nn.LayerNorm:
+    """The norm before a layer; int8 layers hold theirs."""
+    own = block.get_submodule(layer)
+    return own.norm if getattr(own, "norm", None) is not None else getattr(block, norm)
+
+
+class Kept:
+    """Packed weights of a module, made again when a tensor of it has changed or been replaced."""
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._packed: Any = None
+
+    def get(self, module: nn.Module, make: Callable[[nn.Module, str], Any], dtype: str) -> Any:
+        """make(module, dtype), now or from before."""
+        tensors = [*module.parameters(), *module.buffers()]
+        key = (dtype, *((x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors))
+        if key != self._key:
+            self._packed, self._key = make(module, dtype), key
+        return self._packed
+
+    def __deepcopy__(self, _memo: dict) -> Kept:  # what is packed belongs to other tensors
+        return Kept()
+
+    def __reduce__(self) -> tuple:
+        return Kept, ()

@@ -1,0 +1,84 @@
+// Every kernel, for one level of instructions: compiled once for each, with -DBIGLTL_LEVEL=<name> and the flags of the
+// level. The parts are headers, so that all of them are compiled for the same level in one unit.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "attention.h"
+#include "block.h"
+#include "linear.h"
+
+#define BIGLTL_JOIN(a, b, c) a##b##c
+#define BIGLTL_NAMED(level, name) BIGLTL_JOIN(bigltl_##level, _, name)
+#define BIGLTL_FUNCTION(name) BIGLTL_NAMED_IN(BIGLTL_LEVEL, name)
+#define BIGLTL_NAMED_IN(level, name) BIGLTL_NAMED(level, name)
+#if defined(_WIN32)
+#define BIGLTL_EXPORT extern "C" __declspec(dllexport)
+#else
+#define BIGLTL_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+// Calls `use` with the format named `format`; returns whether this level has it.
+template <class Use>
+bool with_format(int32_t format, Use use) {
+  switch (format) {
+    case kFloat32: use(Float32{}); return true;
+    case kInt16: use(Int16{}); return true;
+#if BIGLTL_INT8
+    case kInt8: use(Int8{}); return true;
+#endif
+#if BIGLTL_BFLOAT16
+    case kBfloat16: use(Bfloat16{}); return true;
+#endif
+    default: return false;
+  }
+}
+
+}  // namespace
+
+// Whether the level has products of a format.
+BIGLTL_EXPORT int32_t BIGLTL_FUNCTION(has)(int32_t format) {
+  return with_format(format, [](auto) {});
+}
+
+// 32-bit words that packed weights take, and the number of their scales.
+BIGLTL_EXPORT int64_t BIGLTL_FUNCTION(packed_words)(const Packed* p) {
+  int64_t words = 0;
+  with_format(p->format, [&](auto format) {
+    words = (p->in + p->chunk - 1) / p->chunk * chunk_words<decltype(format)>(*p);
+  });
+  return words;
+}
+BIGLTL_EXPORT int64_t BIGLTL_FUNCTION(packed_scales)(const Packed* p) { return packed_columns(*p); }
+
+// weights (out, in) -> p->words, p->scales.
+BIGLTL_EXPORT void BIGLTL_FUNCTION(pack)(const float* weights, const Packed* p) {
+  with_format(p->format, [&](auto format) { pack_weights<decltype(format)>(weights, *p); });
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(linear)(const Linear* a, int64_t threads) {
+  with_format(a->weights.format, [&](auto format) {
+    if (a->half) linear<decltype(format), uint16_t>(*a, threads);
+    else linear<decltype(format), float>(*a, threads);
+  });
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(attend)(const Attention* a, int64_t threads) {
+  if (a->format == kInt16) {
+    if (a->half) attend<Int16, uint16_t>(*a, threads);
+    else attend<Int16, float>(*a, threads);
+  } else {
+    if (a->half) attend<Float32, uint16_t>(*a, threads);
+    else attend<Float32, float>(*a, threads);
+  }
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
+  with_format(a->proj.format, [&](auto format) { finish<decltype(format)>(*a, threads); });
+}
