@@ -17,7 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..fast import choice
-from ..fast.native import levels
+from ..fast.native import levels, ops
 from ..memory import available_memory
 from .cases import Case, Job, encoder_cases
 from .macs import Macs
@@ -32,7 +32,6 @@ _SAM_MACS = 486e9  # of ViT-B at 1024 px
 # Bytes of a process, from docs/results: at the peak of a pass, and torch itself.
 _MEMORY = {MINI: 1.0e9, SAM: 3.7e9, LARGE: 2.5e9}
 _CAUTION = 1.5  # an estimate is as much longer than what is expected
-_PEAK_CODES = {"float32": 0, "bfloat16": 1, "int8": 2, "int16": 3}  # `FormatId` of the kernels
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Quick:
     """The run: `rows` in the order of their turns, `macs` by `report.setting`, `peaks` in GMAC/s by format.
 
     Args:
-        minutes: that it may take; peaks and the first row are measured in any case.
+        minutes: that it may take; the first row is measured in any case.
         most: counted passes of a row.
         clock: seconds.
     """
@@ -127,6 +126,7 @@ class Quick:
 
     def __post_init__(self) -> None:
         self.started = self.clock()
+        self.chosen = choice.choose(self.device)
         self._workers: dict[str, Worker] = {}
         self._failed: dict[str, str] = {}
         self._start_seconds = 0.0  # of a process: the longest so far
@@ -134,13 +134,14 @@ class Quick:
     def run(self, say: Callable[[str], None]) -> None:
         """Measure; `say` is told what is going on."""
         here = choice.formats(self.device)
-        say("matrix products")
-        self.peaks = peaks(self.device, here)
-        self.rows = planned(here, choice.choose(self.device))
+        self.rows = planned(here, self.chosen)
         try:
-            for row in self.rows:
-                say(f"{row.model} {row.format}, keep_ratio {row.keep_ratio:g}")
-                self._first_pass(row, here)
+            self._first_pass(self.rows[0], here, say)
+            if self._left() > 0:
+                say("matrix products")
+                self.peaks = peaks(self.device, here)
+            for row in self.rows[1:]:
+                self._first_pass(row, here, say)
             self._count(say)
         finally:
             for worker in self._workers.values():
@@ -155,10 +156,11 @@ class Quick:
         """Seconds that are not spoken for: every row that has started will be measured once more."""
         return 60 * self.minutes - self.elapsed - sum(row.first for row in self.rows)
 
-    def _first_pass(self, row: Row, here: Sequence[tuple[str, bool]]) -> None:
+    def _first_pass(self, row: Row, here: Sequence[tuple[str, bool]], say: Callable[[str], None]) -> None:
         row.skipped = self._failed.get(row.model, "") or self._obstacle(row)
         if row.skipped:
             return
+        say(f"{row.model} {row.format}, keep_ratio {row.keep_ratio:g}")
         try:
             if row.model not in self._workers:
                 before = self.elapsed
@@ -222,10 +224,9 @@ class Quick:
 def planned(here: Sequence[tuple[str, bool]], chosen: choice.Choice) -> list[Row]:
     """All rows, in the order of their turns: the mini first, from which the others are estimated."""
     # What people will run first, then torch's float32, which is what products are counted in.
-    order = sorted(
-        here, key=lambda each: (each != (chosen.dtype, chosen.native), each != ("float32", False), not each[1])
-    )
-    mini = sorted(here, key=lambda each: each != ("float32", False))
+    plain, auto = ("float32", False), (chosen.dtype, chosen.native)
+    order = sorted(here, key=lambda each: (each != auto, each != plain, not each[1]))
+    mini = sorted(here, key=lambda each: each != plain)
     rows = [Row(MINI, dtype, native, ratio) for dtype, native in mini for ratio in RATIOS]
     rows.append(Row(SAM, "float32", False, 1.0))
     return rows + [Row(LARGE, dtype, native, ratio) for dtype, native in order for ratio in reversed(RATIOS)]
@@ -236,23 +237,20 @@ def peaks(device: torch.device, here: Sequence[tuple[str, bool]]) -> dict[str, f
     found = {
         dtype: gemm_peak(dtype, device, runs=3) for dtype in ("float32", "bfloat16") if (dtype, False) in here
     }  # fmt: skip
-    own = kernel_peak("int8") if ("int8", True) in here else None
+    own = kernel_peak() if ("int8", True) in here else None
     if own is None and ("int8", False) in here:
         own = gemm_peak("int8", device, runs=3)
     return found if own is None else found | {"int8": own}
 
 
-def kernel_peak(dtype: str, milliseconds: int = 300) -> float | None:
-    """GMAC/s of the C++ kernels' own products, or None where they do not tell."""
+def kernel_peak(milliseconds: int = 300) -> float | None:
+    """GMAC/s of the C++ kernels' own int8 products (16-bit ones where there are none); None where they do not tell."""
     try:
-        function = levels.function("peak")
+        function = levels.function("peak", ctypes.c_double)
+        code = ops.FORMATS["int8" if ops.has("int8") else "int16"]
     except (InputError, AttributeError):  # a library without it
         return None
-    function.restype = ctypes.c_double
-    rate = function(
-        ctypes.c_int32(_PEAK_CODES[dtype]), ctypes.c_int64(torch.get_num_threads()), ctypes.c_int64(milliseconds)
-    )
-    return rate / 1e9 or None
+    return function(*map(ctypes.c_int64, (code, torch.get_num_threads(), milliseconds))) / 1e9 or None
 
 
 def _is_of(case: Case, row: Row) -> bool:

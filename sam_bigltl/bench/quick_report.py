@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ..data.tables import aligned
-from ..fast.choice import choose
 from ..fast.devices import device_name
 from ..fast.native import levels
 from .quick import SAM, Quick, measured
@@ -52,8 +51,9 @@ def block(quick: Quick, rows: list[dict[str, Any]], version: str) -> str:
         f"{level_name(quick.device)}",
     ]
     lines += [f"{name}={os.environ[name]}" for name in _CAPS if name in os.environ]
-    lines.append(f"auto: {choose(quick.device).line}")
-    lines.append("matrix products: " + ", ".join(f"{dtype} {rate:.0f} GMAC/s" for dtype, rate in quick.peaks.items()))
+    lines.append(f"auto: {quick.chosen.line}")
+    reached = ", ".join(f"{dtype} {rate:.0f} GMAC/s" for dtype, rate in quick.peaks.items())
+    lines.append(f"matrix products: {reached or 'skipped (time)'}")
     lines += ["", table(quick, rows), ""]
     runs = f"{quick.rounds} run" + "s in turns, medians" * (quick.rounds > 1)
     lines.append(f"image encoders, batch 1; {runs}; {quick.elapsed:.0f} s of {60 * quick.minutes:.0f}")
@@ -61,22 +61,30 @@ def block(quick: Quick, rows: list[dict[str, Any]], version: str) -> str:
 
 
 def table(quick: Quick, rows: list[dict[str, Any]]) -> str:
-    """A line for each row, those that were skipped included."""
+    """A line for each row, and what was skipped."""
     baseline = rows and rows[0]["model"] == SAM
-    head = ("model", "px", "keep_ratio", "format", "ms", f"vs {SAM}" if baseline else "speedup", "of peak", "")
+    head = ("model", "px", "keep_ratio", "format", "ms", f"vs {SAM}" if baseline else "speedup", "of peak")
     cells = [head]
     for row in rows:
         share = row["share_of_peak"]
         cells.append((
             row["model"], str(row["image_size"]), f"{row['keep_ratio']:g}", format_name(row),
             f"{1e3 * row['median_s']:.1f}", f"{row['speedup_vs_first']:.2f}x", "-" if share is None else f"{share:.2f}",
-            "",
         ))  # fmt: skip
-    for skipped in quick.rows:
-        if not skipped.seconds:
-            note = f"skipped: {skipped.skipped}"
-            cells.append((skipped.model, "", f"{skipped.keep_ratio:g}", skipped.format, "-", "-", "-", note))
-    return aligned(cells, left=(0, 3, 7))
+    return "\n".join([aligned(cells, left=(0, 3)), *skipped(quick)])
+
+
+def skipped(quick: Quick) -> list[str]:
+    """What is not in the table, and why, a line for each model."""
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in quick.rows:
+        if not row.seconds:
+            formats = reasons.setdefault((row.model, row.skipped), {})
+            formats.setdefault(row.format, []).append(f"{row.keep_ratio:g}")
+    return [
+        f"skipped ({reason}): {model} " + ", ".join(f"{name} at {' '.join(at)}" for name, at in formats.items())
+        for (model, reason), formats in reasons.items()
+    ]
 
 
 def without_paths(text: str) -> str:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if any(len(entry) != 2 or not all(entry) for entry in auth):
         raise InputError("--auth is NAME:PASSWORD")
     device = parse_device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device)
     keep_ratio: float | tuple[float, ...] | str = 0.5 if setting is None else setting.keep_ratio
     if args.keep_ratio is not None:
         keep_ratio = parse_keep_ratio(args.keep_ratio)
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.engine import Engine
     from ..demo.photos import MOST_BYTES
 
-    engine = Engine(args.checkpoint or default_checkpoint(), device, dtype, native, args.cache)
+    engine = Engine(args.checkpoint or default_checkpoint(), device, chosen.dtype, chosen.native, args.cache)
+    chosen.say()
     app = build_app(engine, keep_ratio, example_photos(), args.max_side)
     try:
         app.launch(

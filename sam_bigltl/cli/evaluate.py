@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
             "--dtype and --native are for --checkpoint only: what --model returns keeps its own; --tuned is, too"
         )
     device = _device(args.device)
-    dtype, native, setting = encoder_setting(args, device, exact=True)
+    chosen, setting = encoder_setting(args, device, exact=True)
     if ("detector" in args.prompts) != bool(args.detections):
         raise InputError("--prompts detector and --detections JSON belong together: give both or neither")
     plan = Plan(
@@ -136,9 +136,10 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             "--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone"
         )
+    chosen.say()
     run_job(Job(
         annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan,
-        device=device, checkpoint=args.checkpoint, model=args.model, precision=dtype, native=native,
+        device=device, checkpoint=args.checkpoint, model=args.model, precision=chosen.dtype, native=chosen.native,
         restart=args.restart, sources=tuple(_unique(args.sources)),
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,

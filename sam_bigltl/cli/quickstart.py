@@ -41,11 +41,11 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--runs {args.runs} is below 1")
     device = parse_device(args.device)
     chosen = choose(device)
-    chosen.say()
     predictor = load_predictor(args.checkpoint, device, chosen.dtype, chosen.native)
     if getattr(predictor.model.image_encoder, "is_dense", True):
         raise InputError("the quickstart needs a big.LITTLE checkpoint: convert this one with sam-bigltl convert")
     photos = sample_photos()
+    print(chosen.line)
     print(f"segmenting {', '.join(photo.name for photo in photos)} at keep_ratio {', '.join(map(str, RATIOS))}")
     milliseconds = encoder_ms([photo.image for photo in photos], predictor, RATIOS, args.runs)
     print(time_table(milliseconds, args.runs, len(photos), f"{device.type} in {chosen}"))

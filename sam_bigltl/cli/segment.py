@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = parse_prompts(args.box, args.point)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device)
     if setting is not None and keep_ratio is None:
         keep_ratio = setting.keep_ratio
     if args.focus and prompts[0].box is None:
@@ -97,8 +97,9 @@ def run(args: argparse.Namespace) -> None:
     prompts, unusable = usable(prompts, image.shape[:2])
     if not prompts:
         raise unusable[0]
-    predictor = load_predictor(args.checkpoint, device, dtype, native)
+    predictor = load_predictor(args.checkpoint, device, chosen.dtype, chosen.native)
     set_routing(predictor, keep_ratio, args.focus)
+    chosen.say()
 
     def answer(some: Sequence[Prompt]) -> list[list[Segment]]:
         return [segment_prompt(predictor, prompt, args.all_masks) for prompt in some]
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     out, name = Path(args.out), Path(args.image).name
     paths = [*write_pictures(out, name, image, routes, segments), write_masks(out, name, segments)]
     print(table(segments))
-    where = f"on {device} in {dtype}" + " native" * native
+    where = f"on {device} in {chosen.dtype}" + " native" * chosen.native
     where += (
         ""
         if setting is None or keep_ratio is None

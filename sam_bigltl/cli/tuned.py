@@ -10,7 +10,7 @@ import torch
 from ..convert.registry import default_checkpoint
 from ..convert.tuned import Setting, read_setting
 from ..errors import InputError
-from ..fast.choice import Native, choose
+from ..fast.choice import Choice, Native, choose
 from ..fast.precision import PRECISIONS
 
 
@@ -32,11 +32,11 @@ def add_format(parser: Any, exact: bool = False) -> None:
 
 def encoder_setting(
     args: argparse.Namespace, device: torch.device, exact: bool = False
-) -> tuple[str, bool, Setting | None]:
-    """The dtype of the encoder, whether the C++ kernels compute it, and the setting that they come from, if one does.
+) -> tuple[Choice, Setting | None]:
+    """What the encoder computes in, and the setting that it comes from, if one does.
 
-    What was left to this project's choice is printed to stderr. Raises InputError for `--tuned` beside the flags that
-    it replaces, and for what does not run on `device`.
+    The caller may `say()` it, once nothing can be wrong with the input any more. Raises InputError for `--tuned` beside
+    the flags that it replaces, and for what does not run on `device`.
 
     Args:
         exact: as in `add_format`.
@@ -44,13 +44,11 @@ def encoder_setting(
     if not args.tuned:
         dtype = args.dtype or ("float32" if exact else "auto")
         native: Native = args.native if args.native is not None else "auto" if dtype == "auto" or not exact else False
-        chosen = choose(device, dtype, native)
-        chosen.say()
-        return chosen.dtype, chosen.native, None
+        return choose(device, dtype, native), None
     if args.dtype is not None or args.native is not None:
         raise InputError(
             "--tuned takes the number format and the kernels from the checkpoint: leave --dtype and --native out, or "
             "--tuned"
         )
     setting = read_setting(args.checkpoint or default_checkpoint(), device)
-    return setting.dtype, setting.native, setting
+    return Choice(setting.dtype, setting.native), setting
