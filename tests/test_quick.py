@@ -101,11 +101,12 @@ def test_everything_where_there_is_time(monkeypatch):
     assert fast["share_of_peak"] == pytest.approx(480 * 0.35 / (5 * 0.4 / 8) / 900)
 
 
-@pytest.mark.parametrize("slowness", [2.0, 4.0, 10.0, 40.0])
+@pytest.mark.parametrize("slowness", [2.0, 4.0, 10.0, 20.0])
 def test_the_time_is_kept_on_slow_machines(monkeypatch, slowness):
     found = measured(monkeypatch, slowness)
     assert found.elapsed < 120 and found.rounds >= 1
-    assert {row.skipped for row in found.rows if not row.seconds} == {"time"}
+    assert {row.skipped for row in found.rows if not row.seconds} <= {"time"}
+    assert len(done(found)) < len(found.rows) or slowness < 4
     assert (MINI, "float32", 1.0) in done(found)
     if slowness == 2.0:  # what people will run is measured before what they will not
         assert (LARGE, "int8 native", 0.25) in done(found)
