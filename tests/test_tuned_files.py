@@ -21,7 +21,6 @@ from sam_bigltl.cli import demo, evaluate, main
 from sam_bigltl.convert.hub import from_pretrained, save_pretrained
 from sam_bigltl.convert.tuned import FORMATS, Setting, read_setting
 from sam_bigltl.fast.choice import check, choose
-from sam_bigltl.fast.native import levels
 
 BOX = np.array([5, 5, 40, 30])
 HALF = Setting("bfloat16", keep_ratio=0.5)
@@ -143,18 +142,12 @@ def test_files_without_a_setting(sam, tmp_path):
         load_sam(tmp_path / "cut.safetensors", tuned=True)
 
 
-def no_kernels(*_):
-    raise InputError("native kernels need another processor: leave native (--native) out")
-
-
 def test_a_machine_that_cannot(sam, tmp_path, monkeypatch):
     path = written(sam, tmp_path, Setting("int8", True, 0.5))
-    monkeypatch.setattr(levels, "level", lambda: None)
-    monkeypatch.setattr(levels, "function", no_kernels)
-    with pytest.raises(
-        InputError, match=r"int8 with C\+\+ kernels.*another processor.*tune it on this machine"
-    ):
+    monkeypatch.setenv("SAM_BIGLTL_CPU_LEVEL", "none")
+    with pytest.raises(InputError, match=r"int8 with C\+\+ kernels.*not 'none'.*tune it on this machine, or load"):
         load_sam(path, tuned=True)
+    monkeypatch.delenv("SAM_BIGLTL_CPU_LEVEL")
     assert load_sam(path).image_encoder.keep_ratio == 1.0
     for setting in (Setting("int8"), Setting("bfloat16", True)):
         with pytest.raises(InputError, match="does not run here .*on the CPU only, not on cuda"):

@@ -96,17 +96,24 @@ float pack_rows(int64_t d, int64_t count, Row row, float levels, uint32_t* packe
   const int64_t words = words_of(d, Format::kValues), padded = round_up(count, kLanes);
   const float scale = common_scale<Format>(d, count, row, levels);
   const Floats inverse = all(1.0f / scale);
-  alignas(64) uint32_t line[kChannels + kLanes];
-  for (int64_t i = 0; i < padded; ++i) {
-    const auto* source = row(std::min(i, count - 1));
-    for (int64_t c = 0; c < d; c += kLanes) {
-      const Ints value = as_word<Format>(load(source + c, d - c), inverse);
-      if constexpr (std::is_same_v<Format, Float32>) store(line + c, value);
-      else store_shorts(reinterpret_cast<int16_t*>(line) + c, value);
+  alignas(64) uint32_t lines[kLanes][kChannels + 2 * kLanes];  // kLanes rows as words
+  for (int64_t first = 0; first < padded; first += kLanes) {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const auto* source = row(std::min(first + i, count - 1));
+      for (int64_t c = 0; c < d; c += kLanes) {
+        const Ints value = as_word<Format>(load(source + c, d - c), inverse);
+        if constexpr (std::is_same_v<Format, Float32>) store(lines[i] + c, value);
+        else store_shorts(reinterpret_cast<int16_t*>(lines[i]) + c, value);
+      }
     }
-    const int64_t panel = i / kPanel * kPanel, width = std::min<int64_t>(kPanel, padded - panel);
-    uint32_t* target = packed + panel * words + i - panel;
-    for (int64_t w = 0; w < words; ++w) target[w * width] = line[w];
+    const int64_t panel = first / kPanel * kPanel, width = std::min<int64_t>(kPanel, padded - panel);
+    uint32_t* target = packed + panel * words + first - panel;
+    for (int64_t w = 0; w < words; w += kLanes) {
+      Ints block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = load(lines[i] + w);
+      transpose(block);
+      for (int64_t i = 0; i < std::min<int64_t>(kLanes, words - w); ++i) store(target + (w + i) * width, block[i]);
+    }
   }
   return scale;
 }
@@ -158,7 +165,9 @@ inline float float_at(const uint32_t* place) {
 
 struct Block {
   alignas(64) float logits[kQueries * (kChunk + kLanes)];
-  alignas(64) float distance_h[kQueries * 2 * kSize], distance_w[kQueries * 2 * kSize];  // q . relative position
+  // q . relative position, distances in falling order, so that keys in a row are in rising order.
+  alignas(64) float distance_h[kQueries * 2 * kSize], distance_w[kQueries * 2 * kSize];
+  alignas(64) float bias[kChunk + kLanes];
   alignas(64) float out[kQueries * kChannels];
   alignas(64) uint32_t q[kQueries * (kChannels + 32)];
   alignas(64) int16_t weights[kQueries * (kChunk + kLanes)];
@@ -166,45 +175,47 @@ struct Block {
   int32_t shifts[kQueries];
 };
 
-// The bias of one query of a block for the keys of a chunk, and `kNever` up to the next multiple of kLanes.
+// The bias of one query of a block for the keys of a chunk.
 template <class Format>
-void fill_bias(const Attention& a, const Plan<Format>& plan, const Block& block, int64_t row, int64_t query,
-               int64_t first_row, int64_t num_rows, float* logits) {
-  const int64_t count = num_rows * a.key_columns, padded = round_up(count, kLanes);
-  if (a.table_h == nullptr) {
-    std::fill(logits, logits + count, 0.0f);
-  } else {
-    const float* down = block.distance_h + row * plan.distances + a.size - 1 + a.rows[query] - first_row;
-    const float* to_left = block.distance_w + row * plan.distances + a.size - 1 + a.columns[query];
-    alignas(64) float across[kChunk + kLanes];
-    for (int64_t c = 0; c < a.key_columns; ++c) across[c] = to_left[-c];
-    for (int64_t r = 0; r < num_rows; ++r) {
-      const Floats line = all(down[-r]);
-      float* target = logits + r * a.key_columns;
-      for (int64_t c = 0; c < a.key_columns; c += kLanes)  // may write into the next row, which comes later
-        store(target + c, line + load(across + c));
-    }
+void fill_bias(const Attention& a, const Plan<Format>& plan, Block& block, int64_t row, int64_t query,
+               int64_t first_row, int64_t num_rows) {
+  const float* down = block.distance_h + row * plan.distances + a.size - 1 - a.rows[query] + first_row;
+  const float* across = block.distance_w + row * plan.distances + a.size - 1 - a.columns[query];
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const Floats line = all(down[r]);
+    float* target = block.bias + r * a.key_columns;
+    for (int64_t c = 0; c < a.key_columns; c += kLanes)  // may write into the next row, which comes later
+      store(target + c, line + load(across + c));
   }
-  std::fill(logits + count, logits + padded, kNever);
 }
 
-// Turns a row of logits into weights of the running softmax, and scales what was summed before.
-template <class Format>
-void soften(Block& block, int64_t row, int64_t num_keys, int64_t stride, int64_t d_pad, bool first) {
+// Turns a row of logits, to which `bias` is added where `Bias`, into weights of the running softmax, and scales what was
+// summed before. Logits are in base 2.
+template <class Format, bool Bias>
+void soften(Block& block, int64_t row, int64_t count, int64_t stride, int64_t d_pad, bool first) {
   float* logits = block.logits + row * stride;
-  Floats highest = load(logits);
-  for (int64_t key = kLanes; key < num_keys; key += kLanes) highest = max(highest, load(logits + key));
+  const int64_t num_keys = round_up(count, kLanes);
+  Floats highest = all(kNever);
+  std::fill(logits + count, logits + num_keys, kNever);
+  for (int64_t key = 0; key < num_keys; key += kLanes) {
+    Floats value = load(logits + key);
+    if constexpr (Bias) {
+      value += load(block.bias + key);
+      store(logits + key, value);
+    }
+    highest = max(highest, value);
+  }
   const float before = block.maximum[row];
   const float maximum = first ? largest(highest) : std::max(before, largest(highest));
   const Floats shift = all(maximum);
   Floats totals{};
   for (int64_t key = 0; key < num_keys; key += kLanes) {
-    const Floats weight = exponential(load(logits + key) - shift);
+    const Floats weight = power_of_two<std::is_same_v<Format, Float32>>(load(logits + key) - shift);
     totals += weight;
     store(logits + key, weight);
   }
   const float total = sum(totals);
-  block.total[row] = total + (first ? 0.0f : block.total[row] * std::exp(before - maximum));
+  block.total[row] = total + (first ? 0.0f : block.total[row] * std::exp2(before - maximum));
   if constexpr (std::is_same_v<Format, Int16>) {
     const float levels = std::min(32767.0f, kWeightTotal / total);
     block.weight_scales[row] = 1.0f / levels;
@@ -213,7 +224,7 @@ void soften(Block& block, int64_t row, int64_t num_keys, int64_t stride, int64_t
       store_shorts(weights + key, nearest(load(logits + key) * all(levels)));
   }
   if (!first && maximum > before) {
-    const Floats factor = all(std::exp(before - maximum));
+    const Floats factor = all(std::exp2(before - maximum));
     float* out = block.out + row * d_pad;
     for (int64_t c = 0; c < d_pad; c += kLanes) store(out + c, factor * load(out + c));
   }
@@ -240,28 +251,32 @@ void attend_block(const Attention& a, const Plan<Format>& plan, const uint32_t* 
     for (int64_t place = 0; place < plan.distances; place += kPanel)
       for (int64_t i = 0; i < padded; i += kTile)
         tile<Format>(std::min<int64_t>(kVectors, (plan.distances - place) / kLanes), q.words + i * q.stride, q.stride,
-                     table + place * plan.d_words, plan.d_words, [&](int r, int v, auto total) {
+                     table + place * plan.d_words, plan.d_words, table, [&](int r, int v, auto total) {
                        store(distances + (i + r) * plan.distances + place + v * kLanes,
-                             real(total) * all(block.q_scales[i + r] * scale));
+                             real(total) * all(block.q_scales[i + r] * scale * kLog2E));
                      });
   }
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk, packed += plan.chunk_words) {
     const int64_t first_row = chunk * plan.chunk_rows, num_rows = std::min(plan.chunk_rows, a.key_rows - first_row);
     const int64_t num_keys = round_up(num_rows * a.key_columns, kLanes);
-    const float key_scale = a.scale * float_at(packed + plan.chunk_words - 2);
+    const float key_scale = a.scale * kLog2E * float_at(packed + plan.chunk_words - 2);
     const float value_scale = float_at(packed + plan.chunk_words - 1);
     const uint32_t* values = packed + plan.key_words;
-    for (int64_t i = 0; i < padded; ++i)
-      fill_bias(a, plan, block, i, a.queries[begin + std::min(i, count - 1)], first_row, num_rows,
-                block.logits + i * stride);
     for (int64_t key = 0; key < num_keys; key += kPanel)
       for (int64_t i = 0; i < padded; i += kTile)
         tile<Format>(std::min<int64_t>(kVectors, (num_keys - key) / kLanes), q.words + i * q.stride, q.stride,
-                     packed + key * plan.d_words, plan.d_words, [&](int r, int v, auto total) {
+                     packed + key * plan.d_words, plan.d_words, packed, [&](int r, int v, auto total) {
                        float* place = block.logits + (i + r) * stride + key + v * kLanes;
-                       store(place, fma(real(total), all(block.q_scales[i + r] * key_scale), load(place)));
+                       store(place, real(total) * all(block.q_scales[i + r] * key_scale));
                      });
-    for (int64_t i = 0; i < padded; ++i) soften<Format>(block, i, num_keys, stride, plan.d_pad, chunk == 0);
+    for (int64_t i = 0; i < padded; ++i) {
+      if (tables == nullptr) {
+        soften<Format, false>(block, i, num_rows * a.key_columns, stride, plan.d_pad, chunk == 0);
+      } else {
+        fill_bias(a, plan, block, i, a.queries[begin + std::min(i, count - 1)], first_row, num_rows);
+        soften<Format, true>(block, i, num_rows * a.key_columns, stride, plan.d_pad, chunk == 0);
+      }
+    }
     constexpr bool kWhole = std::is_same_v<Format, Float32>;
     const uint32_t* weights = kWhole ? reinterpret_cast<const uint32_t*>(block.logits)
                                      : reinterpret_cast<const uint32_t*>(block.weights);
@@ -269,7 +284,7 @@ void attend_block(const Attention& a, const Plan<Format>& plan, const uint32_t* 
     for (int64_t c = 0; c < plan.d_pad; c += kPanel)
       for (int64_t i = 0; i < padded; i += kTile)
         tile<Format>(std::min<int64_t>(kVectors, (plan.d_pad - c) / kLanes), weights + i * weight_stride, weight_stride,
-                     values + c * words, words, [&](int r, int v, auto total) {
+                     values + c * words, words, values, [&](int r, int v, auto total) {
                        float* place = block.out + (i + r) * plan.d_pad + c + v * kLanes;
                        const float scale = kWhole ? 1.0f : block.weight_scales[i + r] * value_scale;
                        store(place, fma(real(total), all(scale), load(place)));
@@ -293,7 +308,7 @@ const uint32_t* pack_tables(const Attention& a, const Plan<Format>& plan, uint32
   if (a.table_h == nullptr) return nullptr;
   for (int64_t side = 0; side < 2; ++side) {
     const float* table = side == 0 ? a.table_h : a.table_w;
-    const auto row = [&](int64_t i) { return table + i * a.d; };
+    const auto row = [&](int64_t i) { return table + (2 * a.size - 2 - i) * a.d; };  // in falling order
     const float scale = pack_rows<Format>(a.d, 2 * a.size - 1, row, plan.levels, packed);
     std::memcpy(packed + plan.table_words - 1, &scale, sizeof scale);
     packed += plan.table_words;

@@ -41,7 +41,7 @@ struct Int16 {
 // The processor multiplies unsigned by signed bytes: weights are stored with kShift added, and kShift times the sum of
 // the activations is taken off afterwards.
 struct Int8 {
-  static constexpr int kValues = 4, kShift = 128;
+  static constexpr int kValues = 4, kShift = 128, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
 #if BIGLTL_AVX512
@@ -53,10 +53,26 @@ struct Int8 {
 #endif
   }
 };
+#elif BIGLTL_AVX2 || BIGLTL_AVX512
+#define BIGLTL_INT8 1
+// As above; products are summed in pairs of 16 bits, which hold 2 * 255 * kLevels.
+struct Int8 {
+  static constexpr int kValues = 4, kShift = 128, kLevels = 64;
+  using Sum = Ints;
+  static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
+#if BIGLTL_AVX512
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)weight, (__m512i)activation);
+    return total + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#else
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)weight, (__m256i)activation);
+    return total + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+  }
+};
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define BIGLTL_INT8 1
 struct Int8 {
-  static constexpr int kValues = 4, kShift = 0;
+  static constexpr int kValues = 4, kShift = 0, kLevels = 127;
   using Sum = Ints;
   static BIGLTL_INLINE Sum dot(Sum total, Ints activation, Ints weight) {
     return (Ints)vdotq_s32((int32x4_t)total, (int8x16_t)activation, (int8x16_t)weight);

@@ -40,11 +40,30 @@ bool with_format(int32_t format, Use use) {
   }
 }
 
+// Calls `use` with an Activation as a constant.
+template <class Use>
+void with_activation(int32_t activation, Use use) {
+  switch (activation) {
+    case kGelu: return use(std::integral_constant<int32_t, kGelu>{});
+    case kRelu: return use(std::integral_constant<int32_t, kRelu>{});
+    default: return use(std::integral_constant<int32_t, kNone>{});
+  }
+}
+
 }  // namespace
 
 // Whether the level has products of a format.
 BIGLTL_EXPORT int32_t BIGLTL_FUNCTION(has)(int32_t format) {
   return with_format(format, [](auto) {});
+}
+
+// Steps on each side of zero that activations in bytes may have; 0 where the level multiplies no bytes.
+BIGLTL_EXPORT int32_t BIGLTL_FUNCTION(byte_levels)() {
+#if BIGLTL_INT8
+  return Int8::kLevels;
+#else
+  return 0;
+#endif
 }
 
 // 32-bit words that packed weights take, and the number of their scales.
@@ -57,15 +76,18 @@ BIGLTL_EXPORT int64_t BIGLTL_FUNCTION(packed_words)(const Packed* p) {
 }
 BIGLTL_EXPORT int64_t BIGLTL_FUNCTION(packed_scales)(const Packed* p) { return packed_columns(*p); }
 
-// weights (out, in) -> p->words, p->scales.
-BIGLTL_EXPORT void BIGLTL_FUNCTION(pack)(const float* weights, const Packed* p) {
-  with_format(p->format, [&](auto format) { pack_weights<decltype(format)>(weights, *p); });
+// weights (out, in) and the bias (out) or null -> p->words, p->scales, p->bias.
+BIGLTL_EXPORT void BIGLTL_FUNCTION(pack)(const float* weights, const float* bias, const Packed* p) {
+  with_format(p->format, [&](auto format) { pack_weights<decltype(format)>(weights, bias, *p); });
 }
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(linear)(const Linear* a, int64_t threads) {
   with_format(a->weights.format, [&](auto format) {
-    if (a->half) linear<decltype(format), uint16_t>(*a, threads);
-    else linear<decltype(format), float>(*a, threads);
+    using Format = decltype(format);
+    with_activation(a->activation, [&](auto kind) {
+      if (a->half) linear<Format, uint16_t, kind>(*a, threads);
+      else linear<Format, float, kind>(*a, threads);
+    });
   });
 }
 
@@ -80,5 +102,8 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(attend)(const Attention* a, int64_t threads) 
 }
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
-  with_format(a->proj.format, [&](auto format) { finish<decltype(format)>(*a, threads); });
+  with_format(a->proj.format, [&](auto format) {
+    using Format = decltype(format);
+    with_activation(a->activation, [&](auto kind) { finish<Format, kind>(*a, threads); });
+  });
 }

@@ -8,9 +8,10 @@ namespace {
 
 enum Activation : int32_t { kNone = 0, kGelu = 1, kRelu = 2 };
 
-BIGLTL_INLINE Floats activate(Floats value, int32_t activation) {
-  if (activation == kGelu) return gelu(value);
-  return activation == kRelu ? max(value, Floats{}) : value;
+template <class Format, int32_t Kind>
+BIGLTL_INLINE Floats activate(Floats value) {
+  if constexpr (Kind == kGelu) return std::is_same_v<Format, Float32> ? gelu(value) : rough_gelu(value);
+  return Kind == kRelu ? max(value, Floats{}) : value;
 }
 
 // Mirrors `_Linear` of native/ops.py.
@@ -47,7 +48,7 @@ Rows words_for(int64_t rows, int64_t values, int place = 0) {
   return {words[place].of(padded * stride), stride, scales[place].of(padded), shifts[place].of(padded)};
 }
 
-template <class Format, class T>
+template <class Format, class T, int32_t Kind>
 void linear(const Linear& a, int64_t threads) {
   const Packed& p = a.weights;
   const int64_t step = block_rows(a.rows, threads);
@@ -64,11 +65,10 @@ void linear(const Linear& a, int64_t threads) {
       }
       round_row<Format>(x, p.in, p.row_levels, words, r);
     }
-    multiply<Format>(words, rows, p, 0, 0, p.out, [&](int64_t r, int64_t column, Floats value) {
+    multiply<Format, true>(words, rows, p, 0, 0, p.out, [&](int64_t r, int64_t column, Floats value) {
       if (r >= rows) return;
       const int64_t left = p.out - column;
-      if (p.bias != nullptr) value += load(p.bias + column, left);
-      value = activate(value, a.activation);
+      value = activate<Format, Kind>(value);
       const int64_t row = a.target == nullptr ? first + r : a.target[first + r];
       if (a.residual != nullptr) value += load(a.residual + row * a.residual_stride + column, left);
       store(static_cast<T*>(a.out) + row * a.out_stride + column, value, left);

@@ -127,7 +127,10 @@ def pack(
     name, rows = dtype, 0
     if dtype == "int8":
         weight_levels = weight_levels or 127
-        name, rows = ("int8", 127) if has("int8") else ("int16", min(4095, _SUM // (weight_levels * chunk)))
+        rows = levels.function("byte_levels")()
+        name = "int8"
+        if not rows:
+            name, rows = "int16", min(4095, _SUM // (weight_levels * chunk))
     elif dtype == "int16":
         weight_levels = rows = min(8191, int((_SUM / chunk) ** 0.5))
     problem = _Packed(None, None, None, inputs, outputs, chunk, FORMATS[name], weight_levels or 0, rows)
@@ -135,12 +138,11 @@ def pack(
     words = torch.empty(levels.function("packed_words", _i64)(pointer), dtype=torch.int32)
     scales = torch.empty(levels.function("packed_scales", _i64)(pointer))
     problem.words, problem.scales = words.data_ptr(), scales.data_ptr()
-    levels.function("pack")(_ptr(weight.data_ptr()), pointer)
-    kept = [words, scales]
-    if bias is not None:
-        kept.append(bias.detach().float().contiguous().clone())
-        problem.bias = kept[-1].data_ptr()
-    return Packed(problem, inputs, outputs, tuple(kept))
+    biases = torch.empty_like(scales)
+    problem.bias = biases.data_ptr()
+    bias = None if bias is None else bias.detach().float().contiguous()
+    levels.function("pack")(_ptr(weight.data_ptr()), _ptr(_pointer(bias)), pointer)
+    return Packed(problem, inputs, outputs, (words, scales, biases))
 
 
 def _threads() -> ctypes.c_int64:

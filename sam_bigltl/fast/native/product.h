@@ -11,7 +11,7 @@ namespace {
 struct Packed {
   uint32_t* words;
   float* scales;  // of each output
-  const float* bias;  // of each output, or null
+  float* bias;  // of each output; zeros where the layer has none
   int64_t in, out, chunk;
   int32_t format;
   int32_t weight_levels, row_levels;  // steps on each side of zero, of weights and of activations
@@ -24,9 +24,9 @@ int64_t chunk_words(const Packed& p) {
   return words_of(p.chunk, Format::kValues) * packed_columns(p);
 }
 
-// Calls out(row, column, kLanes sums from that column on, without the bias) for columns `begin`, a multiple of kPanel,
+// Calls out(row, column, kLanes sums from that column on, with the bias where `Bias`) for columns `begin`, a multiple of kPanel,
 // to `end` - 1 of a chunk. Rows are rounded up to a multiple of kTile.
-template <class Format, class Out>
+template <class Format, bool Bias, class Out>
 BIGLTL_INLINE void multiply(const Rows& a, int64_t rows, const Packed& p, int64_t chunk, int64_t begin, int64_t end,
                             Out&& out) {
   const int64_t inputs = std::min(p.chunk, p.in - chunk * p.chunk), steps = words_of(inputs, Format::kValues);
@@ -34,14 +34,15 @@ BIGLTL_INLINE void multiply(const Rows& a, int64_t rows, const Packed& p, int64_
   for (int64_t column = begin; column < end; column += kPanel) {
     const int64_t vectors = std::min<int64_t>(kVectors, round_up(end - column, kLanes) / kLanes);
     const uint32_t* panel = words + column * steps;
-    for (int64_t row = 0; row < rows; row += kTile)
-      tile<Format>(vectors, a.words + row * a.stride, a.stride, panel, steps, [&](int r, int v, auto total) {
+    for (int64_t row = 0, fetched = kPanel; row < rows; row += kTile, fetched += 16)
+      tile<Format>(vectors, a.words + row * a.stride, a.stride, panel, steps, panel + fetched * steps, [&](int r, int v, auto total) {
         Floats value;
         if constexpr (std::is_same_v<decltype(total), Ints>) {
           if constexpr (Format::kValues == 4) total -= all(a.shifts[row + r]);
-          value = real(total) * (all(a.scales[row + r]) * load(p.scales + column + v * kLanes));
+          const Floats scale = all(a.scales[row + r]) * load(p.scales + column + v * kLanes);
+          value = Bias ? fma(real(total), scale, load(p.bias + column + v * kLanes)) : real(total) * scale;
         } else {
-          value = total;
+          value = Bias ? total + load(p.bias + column + v * kLanes) : total;
         }
         out(row + r, column + v * kLanes, value);
       });
@@ -72,12 +73,13 @@ uint32_t word_of(const float* values, float inverse) {
   return word;
 }
 
-// weights (out, in), row by row -> p.words and p.scales, which are given.
+// weights (out, in), row by row, and the bias or null -> p.words, p.scales and p.bias, which are given.
 template <class Format>
-void pack_weights(const float* weights, const Packed& p) {
+void pack_weights(const float* weights, const float* bias, const Packed& p) {
   constexpr int kPer = Format::kValues;
   for (int64_t o = 0; o < packed_columns(p); ++o) {
     const float* row = weights + o * p.in;
+    p.bias[o] = o < p.out && bias != nullptr ? bias[o] : 0.0f;
     p.scales[o] = o < p.out ? scale_of(magnitude_of(row, p.in), static_cast<float>(p.weight_levels)) : 1.0f;
   }
   for (int64_t first = 0; first < p.in; first += p.chunk) {

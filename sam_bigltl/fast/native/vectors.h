@@ -157,26 +157,30 @@ BIGLTL_INLINE int32_t sum(Ints a) {
   return total;
 }
 
-// exp(x) for x <= 88, to 3e-7 relative; below -87 it is 0.
-BIGLTL_INLINE Floats exponential(Floats x) {
-  const Floats bounded = max(x, all(-87.0f));
-  const Ints whole = nearest(bounded * all(1.44269504f));
-  const Floats steps = real(whole);
-  Floats part = fma(steps, all(-0.693359375f), bounded);  // in [-0.35, 0.35]; ln 2 in two parts (Cody and Waite)
-  part = fma(steps, all(2.12194440e-4f), part);
-  // Taylor series of exp.
-  Floats value = all(1.0f / 720);
-  value = fma(value, part, all(1.0f / 120));
-  value = fma(value, part, all(1.0f / 24));
-  value = fma(value, part, all(1.0f / 6));
-  value = fma(value, part, all(0.5f));
+// 2^x for x <= 126; below -126 it is 2^-126. To 3e-7 relative, or to 5e-6 where `Precise` is not asked for.
+template <bool Precise>
+BIGLTL_INLINE Floats power_of_two(Floats x) {
+  const Floats bounded = max(x, all(-126.0f));
+  const Ints whole = nearest(bounded);
+  const Floats part = bounded - real(whole);  // in [-0.5, 0.5]
+  // Taylor series of 2^part.
+  Floats value;
+  if constexpr (Precise) {
+    value = fma(all(1.54035304e-4f), part, all(1.33335581e-3f));
+    value = fma(value, part, all(9.61812911e-3f));
+  } else {
+    value = all(9.61812911e-3f);
+  }
+  value = fma(value, part, all(5.55041087e-2f));
+  value = fma(value, part, all(2.40226507e-1f));
+  value = fma(value, part, all(6.93147181e-1f));
   value = fma(value, part, all(1.0f));
-  value = fma(value, part, all(1.0f));
-  const Floats power = (Floats)((whole + all(127)) << 23);
-  return (Floats)((Ints)(value * power) & (Ints)(x > all(-87.0f)));
+  return (Floats)((Ints)value + (whole << 23));
 }
 
-// x times the normal distribution's share below x; erf as Abramowitz and Stegun 7.1.26, to 1.5e-7.
+constexpr float kLog2E = 1.44269504f;
+
+// x times the normal distribution's share below x. erf as Abramowitz and Stegun 7.1.26, to 1.5e-7.
 BIGLTL_INLINE Floats gelu(Floats x) {
   const Floats scaled = magnitude(x) * all(0.70710678f);
   const Floats t = all(1.0f) / fma(scaled, all(0.3275911f), all(1.0f));
@@ -185,10 +189,71 @@ BIGLTL_INLINE Floats gelu(Floats x) {
   value = fma(value, t, all(1.421413741f));
   value = fma(value, t, all(-0.284496736f));
   value = fma(value, t, all(0.254829592f));
-  const Floats tail = value * t * exponential(-(scaled * scaled)) * all(0.5f);  // the share above |x|
+  const Floats tail = value * t * power_of_two<true>(scaled * scaled * all(-kLog2E)) * all(0.5f);  // the share above |x|
   const Ints negative = (Ints)(x < all(0.0f));
   const Floats share = (Floats)(((Ints)tail & negative) | ((Ints)(all(1.0f) - tail) & ~negative));
   return x * share;
+}
+
+// The same to 2e-4: the polynomial in x with the least largest error on [-4, 4]. For what is rounded to 8 bits next.
+BIGLTL_INLINE Floats rough_gelu(Floats x) {
+  const Floats bounded = min(max(x, all(-4.0f)), all(4.0f)), square = bounded * bounded;
+  Floats value = all(2.27814537e-8f);
+  value = fma(value, square, all(-1.59860291e-6f));
+  value = fma(value, square, all(4.79555283e-5f));
+  value = fma(value, square, all(-8.14015527e-4f));
+  value = fma(value, square, all(8.77238836e-3f));
+  value = fma(value, square, all(-6.45731103e-2f));
+  value = fma(value, square, all(3.97883349e-1f));
+  return x * fma(value, bounded, all(0.5f));
+}
+
+// Words of kLanes rows become words of kLanes columns.
+BIGLTL_INLINE void transpose(Ints (&rows)[kLanes]) {
+#if BIGLTL_AVX512
+  for (int i = 0; i < 16; i += 2) {
+    const __m512i a = (__m512i)rows[i], b = (__m512i)rows[i + 1];
+    rows[i] = (Ints)_mm512_unpacklo_epi32(a, b), rows[i + 1] = (Ints)_mm512_unpackhi_epi32(a, b);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = i; j < i + 2; ++j) {
+      const __m512i a = (__m512i)rows[j], b = (__m512i)rows[j + 2];
+      rows[j] = (Ints)_mm512_unpacklo_epi64(a, b), rows[j + 2] = (Ints)_mm512_unpackhi_epi64(a, b);
+    }
+  // Rows i + {0, 2, 1, 3} now hold columns {0, 1, 2, 3} of each 128 bits, of rows i to i + 3.
+  Ints lanes[16];
+  for (int c = 0; c < 4; ++c) {
+    const int place = (c & 1) * 2 + (c >> 1);
+    const __m512i a = (__m512i)rows[place], b = (__m512i)rows[4 + place];
+    const __m512i d = (__m512i)rows[8 + place], e = (__m512i)rows[12 + place];
+    const __m512i low = _mm512_shuffle_i32x4(a, b, 0x88), high = _mm512_shuffle_i32x4(a, b, 0xdd);
+    const __m512i low2 = _mm512_shuffle_i32x4(d, e, 0x88), high2 = _mm512_shuffle_i32x4(d, e, 0xdd);
+    lanes[c] = (Ints)_mm512_shuffle_i32x4(low, low2, 0x88), lanes[8 + c] = (Ints)_mm512_shuffle_i32x4(low, low2, 0xdd);
+    lanes[4 + c] = (Ints)_mm512_shuffle_i32x4(high, high2, 0x88);
+    lanes[12 + c] = (Ints)_mm512_shuffle_i32x4(high, high2, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) rows[i] = lanes[i];
+#elif BIGLTL_AVX2
+  Ints lanes[8];
+  for (int i = 0; i < 8; i += 4) {
+    const __m256i a = (__m256i)rows[i], b = (__m256i)rows[i + 1], c = (__m256i)rows[i + 2], d = (__m256i)rows[i + 3];
+    const __m256i ab = _mm256_unpacklo_epi32(a, b), ab2 = _mm256_unpackhi_epi32(a, b);
+    const __m256i cd = _mm256_unpacklo_epi32(c, d), cd2 = _mm256_unpackhi_epi32(c, d);
+    lanes[i] = (Ints)_mm256_unpacklo_epi64(ab, cd), lanes[i + 1] = (Ints)_mm256_unpackhi_epi64(ab, cd);
+    lanes[i + 2] = (Ints)_mm256_unpacklo_epi64(ab2, cd2), lanes[i + 3] = (Ints)_mm256_unpackhi_epi64(ab2, cd2);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = (Ints)_mm256_permute2x128_si256((__m256i)lanes[i], (__m256i)lanes[i + 4], 0x20);
+    rows[i + 4] = (Ints)_mm256_permute2x128_si256((__m256i)lanes[i], (__m256i)lanes[i + 4], 0x31);
+  }
+#else
+  const int32x4x2_t ab = vtrnq_s32((int32x4_t)rows[0], (int32x4_t)rows[1]);
+  const int32x4x2_t cd = vtrnq_s32((int32x4_t)rows[2], (int32x4_t)rows[3]);
+  rows[0] = (Ints)vcombine_s32(vget_low_s32(ab.val[0]), vget_low_s32(cd.val[0]));
+  rows[1] = (Ints)vcombine_s32(vget_low_s32(ab.val[1]), vget_low_s32(cd.val[1]));
+  rows[2] = (Ints)vcombine_s32(vget_high_s32(ab.val[0]), vget_high_s32(cd.val[0]));
+  rows[3] = (Ints)vcombine_s32(vget_high_s32(ab.val[1]), vget_high_s32(cd.val[1]));
+#endif
 }
 
 }  // namespace
