@@ -78,7 +78,7 @@ def test_a_processor_with_avx2_alone():
     assert not found["bfloat16"]["native"] and found["bfloat16"]["error"] == ""
     (warning,) = found["bfloat16"]["warnings"]
     assert "slower than float32" in warning and "\n" not in warning
-    assert found["int8"]["native"] and found["int8"]["error"] == ""
+    assert found["int8"] == found["default"]  # what is not rounded to 8 bits is not slow either
     refused = found["no kernels"]
     assert "takes minutes" in refused["error"] and "\n" not in refused["error"] and refused["dtype"] == "torch.float32"
 

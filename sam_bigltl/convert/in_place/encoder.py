@@ -160,7 +160,7 @@ class InPlaceEncoder(BigLittleEncoder):
 
     def is_in(self, chosen: Choice) -> bool:
         """Whether it computes in `chosen`; `.half()` of the model may have converted an exact one since."""
-        return self.format == chosen and self.pos_embed.dtype == PRECISIONS[chosen.dtype]
+        return self.format == chosen and (chosen.dtype == "int8" or self.pos_embed.dtype == PRECISIONS[chosen.dtype])
 
     def in_format(self, chosen: Choice) -> InPlaceEncoder:
         """This exact encoder made ready for `chosen`, or a copy of it where its weights are of another format."""
