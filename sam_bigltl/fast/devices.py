@@ -14,7 +14,6 @@ import torch
 
 from ..errors import InputError
 
-
 _WINDOWS = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
 
 
