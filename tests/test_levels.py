@@ -19,7 +19,7 @@ import pytest
 from sam_bigltl.errors import InputError
 from sam_bigltl.fast.native import build, caps, levels, toolchain
 
-X86 = ("avx2", "avx2_vnni", "avx512", "avx512_vnni", "avx512_bf16")
+X86 = ("avx2", "avx2_vnni", "avx2_vnni_vl", "avx512", "avx512_vnni", "avx512_bf16")
 ARM = ("neon", "neon_dot", "neon_i8mm")
 here = toolchain.levels_of(platform.machine())
 on_x86 = pytest.mark.skipif(here != X86, reason="an x86 processor's levels")
@@ -30,16 +30,16 @@ on_x86 = pytest.mark.skipif(here != X86, reason="an x86 processor's levels")
     ("aten", "onednn", "ours", "highest"),
     [
         ("", "", "", "avx512_bf16"),
-        ("avx2", "", "", "avx2_vnni"),  # ATen knows no VNNI
+        ("avx2", "", "", "avx2_vnni_vl"),  # ATen knows no VNNI
         ("avx512", "", "", "avx512_bf16"),
         ("AVX2", "AVX2", "", "avx2"),
-        ("avx2", "AVX2_VNNI", "", "avx2_vnni"),
+        ("avx2", "AVX2_VNNI", "", "avx2_vnni_vl"),
         ("", "AVX512_CORE", "", "avx512"),
         ("", "avx512_core_vnni", "", "avx512_vnni"),
         ("", "AVX512_CORE_BF16", "", "avx512_bf16"),
         ("", "AVX512_CORE_AMX", "", "avx512_bf16"),
         ("", "ALL", "avx512", "avx512"),
-        ("avx2", "AVX512_CORE_VNNI", "avx512_bf16", "avx2_vnni"),  # the lowest counts
+        ("avx2", "AVX512_CORE_VNNI", "avx512_bf16", "avx2_vnni_vl"),  # the lowest counts
         ("something new", "something new", "", "avx512_bf16"),
     ],
 )
@@ -95,7 +95,8 @@ def test_levels_are_what_the_system_says_of_the_processor(toy):
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
     avx2, avx512 = {"avx2", "fma", "f16c"}, {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
     needed = {
-        "avx2": avx2, "avx2_vnni": avx2 | {"avx_vnni"}, "avx512": avx2 | avx512,
+        "avx2": avx2, "avx2_vnni": avx2 | {"avx_vnni"},
+        "avx2_vnni_vl": avx2 | avx512 | {"avx512_vnni"}, "avx512": avx2 | avx512,
         "avx512_vnni": avx2 | avx512 | {"avx512_vnni"}, "avx512_bf16": avx2 | avx512 | {"avx512_vnni", "avx512_bf16"},
     }  # fmt: skip
     assert toolchain.names(build.load().kernels.bigltl_machine_levels()) == tuple(

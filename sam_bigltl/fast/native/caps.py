@@ -10,9 +10,9 @@ from .toolchain import levels_of
 
 OURS = "SAM_BIGLTL_CPU_LEVEL"
 # The highest level of each setting. ATen knows no VNNI, so its "avx2" and "avx512" say nothing against it.
-_ATEN: dict[str, str | None] = {"default": None, "avx2": "avx2_vnni"}
+_ATEN: dict[str, str | None] = {"default": None, "avx2": "avx2_vnni_vl"}
 _ONEDNN: dict[str, str | None] = {
-    "sse41": None, "avx": None, "avx2": "avx2", "avx2_vnni": "avx2_vnni", "avx2_vnni_2": "avx2_vnni",
+    "sse41": None, "avx": None, "avx2": "avx2", "avx2_vnni": "avx2_vnni_vl", "avx2_vnni_2": "avx2_vnni_vl",
     "avx512_core": "avx512", "avx512_core_vnni": "avx512_vnni",
 }  # fmt: skip
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", OURS)

@@ -25,7 +25,7 @@
 namespace {
 
 // Bits of the levels, in the order of LEVELS in toolchain.py.
-enum Level : uint32_t { kAvx2, kAvx2Vnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kNeon, kNeonDot, kNeonI8mm };
+enum Level : uint32_t { kAvx2, kAvx2Vnni, kAvx2VnniVl, kAvx512, kAvx512Vnni, kAvx512Bf16, kNeon, kNeonDot, kNeonI8mm };
 
 constexpr uint32_t bit(Level level, bool runs) { return runs ? 1u << level : 0; }
 
@@ -74,8 +74,8 @@ uint32_t levels() {
   const bool avx512 =
       avx2 && zmm && has(seven.ebx, 16) && has(seven.ebx, 17) && has(seven.ebx, 30) && has(seven.ebx, 31);
   const bool avx512_vnni = avx512 && has(seven.ecx, 11);
-  return bit(kAvx2, avx2) | bit(kAvx2Vnni, avx2 && has(more, 4)) | bit(kAvx512, avx512) |
-         bit(kAvx512Vnni, avx512_vnni) | bit(kAvx512Bf16, avx512_vnni && has(more, 5));
+  return bit(kAvx2, avx2) | bit(kAvx2Vnni, avx2 && has(more, 4)) | bit(kAvx2VnniVl, avx512_vnni) |
+         bit(kAvx512, avx512) | bit(kAvx512Vnni, avx512_vnni) | bit(kAvx512Bf16, avx512_vnni && has(more, 5));
 }
 
 #elif defined(__aarch64__) || defined(_M_ARM64)

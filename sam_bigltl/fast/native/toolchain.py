@@ -24,6 +24,8 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 LEVELS: dict[str, tuple[str, ...]] = {
     "avx2": _AVX2,
     "avx2_vnni": (*_AVX2, "-mavxvnni"),
+    # The same instructions as AVX-512 codes them: for processors with AVX-512 that a limit holds at 256 bits.
+    "avx2_vnni_vl": (*_AVX512, "-mavx512vnni", "-DBIGLTL_256"),
     "avx512": _AVX512,
     "avx512_vnni": (*_AVX512, "-mavx512vnni"),
     "avx512_bf16": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
