@@ -19,6 +19,7 @@ from .processor import multiplies_bfloat16, multiplies_int8
 AUTO = {
     "avx2": "float32",
     "avx2_vnni": "float32",
+    "avx2_vnni_vl": "float32",
     "avx512": "float32",
     "avx512_vnni": "float32",
     "avx512_bf16": "bfloat16",

@@ -184,7 +184,7 @@ class Trunk(nn.Module):
         if compile and native is True:
             raise InputError("what the C++ kernels compute cannot be compiled: choose native=True or compile=True")
         kernels = False if compile and native == "auto" else native
-        chosen = choose(self.pos_embed.device, dtype, kernels, self.training)
+        chosen = choose(cast(torch.device, self.pos_embed.device), dtype, kernels, self.training)
         chosen.say()
         self.compute_in(chosen.dtype, chosen.native)
         if compile:
