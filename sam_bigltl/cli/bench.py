@@ -27,9 +27,9 @@ from ..bench.report import COLUMNS, format_table, output_path, result_rows
 from ..bench.timing import gemm_peak, measure
 from ..data.files import write_csv
 from ..errors import ArgumentParser, InputError, run_cli
+from ..fast.choice import check, formats
 from ..fast.devices import device_name, parse_device
-from ..fast.native import build
-from ..fast.precision import PRECISIONS, check_precision
+from ..fast.precision import PRECISIONS
 from .flag_checks import at_least_one, flag, positive
 
 # The options that `--quick` takes.
@@ -66,12 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
                         help="float32, bfloat16, int8 (on the CPU, for this project's models), autocast (float32 "
-                        "weights under bfloat16 autocast, for peers) (default: the first three)")  # fmt: skip
+                        "weights under bfloat16 autocast, for peers) (default: of the first three those that this "
+                        "machine has instructions for)")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a pass (default: 1)")
     parser.add_argument("--compile", choices=("off", "on", "both"), default="off", help="torch.compile (default: off)")
     parser.add_argument("--native", choices=("off", "on", "both"), default="off",
-                        help="this project's C++ kernels, for its encoders in bfloat16 and int8 "
-                        "(default: off)")  # fmt: skip
+                        help="this project's C++ kernels, for its encoders on the CPU (default: off)")  # fmt: skip
     parser.add_argument("--memory", choices=("default", "kept", "both"), default="both",
                         help="whether processes of SAM's and other people's encoders keep freed memory, as optimize() "
                         "makes them do for this project's (default: both)")  # fmt: skip
@@ -104,13 +104,12 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--budget is the time of --quick: give both, or neither")
     check_arguments(args)
     device = parse_device(args.device)
-    if args.dtype is None:
-        args.dtype = [name for name in PRECISIONS if name != "int8" or device.type == "cpu"]
+    native = {"off": (False,), "on": (True,), "both": (False, True)}[args.native]
+    if args.dtype is None:  # a format that the processor has no instructions for would take minutes
+        args.dtype = list(dict.fromkeys(dtype for dtype, kernels in formats(device) if kernels in native))
     for dtype in args.dtype:
         if dtype != AUTOCAST:
-            check_precision(dtype, device)
-    if args.native != "off":
-        build.load()  # compiled once, not by every process
+            _check_format(device, dtype, native)  # and compile the kernels once, not in every process
     for target in args.peer:
         peer(target)
     if args.threads is not None:
@@ -143,6 +142,18 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         plot(args.plot, rows)
         print(f"drawn: {args.plot}")
+
+
+def _check_format(device: torch.device, dtype: str, native: Sequence[bool]) -> None:
+    """Raise InputError where a format runs neither in the kernels nor without them, as far as that is asked for."""
+    refused = []
+    for kernels in native:
+        try:
+            check(device, dtype, kernels)
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == len(native):
+        raise refused[0]
 
 
 def run_quick(args: argparse.Namespace) -> None:
