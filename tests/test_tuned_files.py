@@ -243,6 +243,10 @@ def test_eval(sam, tmp_path, jobs):
     evaluate.run(parsed(evaluate, *files, path, "--tuned"))
     evaluate.run(parsed(evaluate, *files, path, "--tuned", "--keep-ratio", 1, 0.25))
     evaluate.run(parsed(evaluate, *files, path))
+    evaluate.run(parsed(evaluate, *files, path, "--dtype", "auto"))
+    here = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    auto = jobs.pop()
+    assert (auto.precision, auto.native) == (here.dtype, here.native)
     assert [(job.precision, job.native, job.plan.keep_ratios) for job in jobs] == [
         ("bfloat16", False, (0.5,)), ("bfloat16", False, (1.0, 0.25)), ("float32", False, (1.0,))
     ]  # fmt: skip
