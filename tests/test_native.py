@@ -186,7 +186,6 @@ def test_same_masks_every_time() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(dtype="float32", native=True), "native kernels compute in bfloat16 and int8 on the CPU"),
         (dict(dtype="int8", compile=True), "int8 layers cannot be compiled"),
     ],
 )
