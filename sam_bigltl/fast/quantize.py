@@ -43,6 +43,10 @@ class Int8Linear(nn.Module):
         norm: a norm of the input, which becomes part of this layer.
     """
 
+    bias: Tensor
+    scales: Tensor
+    levels: Tensor
+
     def __init__(self, linear: nn.Linear, activation: str = "none", norm: nn.LayerNorm | None = None) -> None:
         super().__init__()
         self.native = False

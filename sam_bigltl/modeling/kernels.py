@@ -92,13 +92,18 @@ def _is_ours(block: Any) -> bool:
     norms = [getattr(block, name) for name in ("norm1", "norm2", "norm_little") if hasattr(block, name)]
     layers = [attn.qkv, attn.proj, mlp.lin1, mlp.lin2] if _has_layers(attn, mlp) else []
     layers += [getattr(parent, name) for parent, name in ((attn, "kv_little"), (block, "up")) if hasattr(parent, name)]
-    return bool(layers) and _are_plain(block, layers, norms) and "rescalable" in vars(type(attn)) and is_plain(attn, type(attn))
+    return (
+        bool(layers)
+        and _are_plain(block, layers, norms)
+        and "rescalable" in vars(type(attn))
+        and is_plain(attn, type(attn))
+    )
 
 
 def _has_layers(attn: nn.Module, mlp: nn.Module) -> bool:
     if not is_plain(mlp, MLPBlock, Int8MLP) or not hasattr(attn, "qkv"):
         return False
-    act = getattr(mlp, "act", None)
+    act: Any = getattr(mlp, "act", None)
     return isinstance(mlp, Int8MLP) or (is_plain(act, nn.GELU) and act.approximate == "none")
 
 

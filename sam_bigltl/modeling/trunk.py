@@ -77,7 +77,13 @@ class Transition(nn.Module):
         packed = self.kernels.transition(self, x)
         if packed is None:
             return selection.scatter_(self.estimate(x, little), selected)
-        rows = (x.flatten(0, 1), little.flatten(0, 1), selected.reshape(-1, x.shape[-1]), selection.flat, selection.rest)
+        rows = (
+            x.flatten(0, 1),
+            little.flatten(0, 1),
+            selected.reshape(-1, x.shape[-1]),
+            selection.flat,
+            selection.rest,
+        )
         return packed.up(*rows).view_as(x)
 
 
@@ -321,7 +327,7 @@ class Trunk(nn.Module):
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
 
 
-def use_kernels(encoder: nn.Module, native: bool) -> None:
+def use_kernels(encoder: Any, native: bool) -> None:
     """Let an encoder compute with the C++ kernels or without them, in place."""
     module: Any
     dtype = encoder.precision if native else ""

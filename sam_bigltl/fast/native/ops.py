@@ -32,7 +32,9 @@ def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
 class _Packed(ctypes.Structure):
     """Mirrors `Packed` of product.h."""
 
-    _fields_ = _fields((_ptr, "words scales bias"), (_i64, "inputs outputs chunk"), (_i32, "format weight_levels row_levels"))
+    _fields_ = _fields(
+        (_ptr, "words scales bias"), (_i64, "inputs outputs chunk"), (_i32, "format weight_levels row_levels")
+    )
 
 
 class _Linear(ctypes.Structure):
@@ -67,15 +69,6 @@ class _Finish(ctypes.Structure):
     )  # fmt: skip
 
 
-def check_kernels(dtype: str) -> None:
-    """Raise InputError where this machine has no kernels for `dtype`, of "float32", "bfloat16" and "int8"."""
-    if dtype == "bfloat16" and not has("bfloat16"):
-        raise InputError(
-            f"this processor ({levels.level()}) does not multiply bfloat16: choose float32 or int8 (--dtype), or leave native out"
-        )
-    levels.function("linear")
-
-
 def has_fast_integers() -> bool:
     """Whether 16-bit integer products are faster than float32 ones."""
     return not str(levels.level()).startswith("neon")
@@ -95,6 +88,15 @@ class _Window(ctypes.Structure):
         (_f32, "scale"), (_ptr, "padding norm1_weight norm1_bias"), (_f32, "eps1"), (_Packed, "qkv"), (_Finish, "rest"),
         (_i32, "format"),
     )  # fmt: skip
+
+
+class Norm:
+    """A LayerNorm as the kernels read it: float32, contiguous."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.weight = norm.weight.detach().float().contiguous()
+        self.bias = norm.bias.detach().float().contiguous()
+        self.eps = norm.eps
 
 
 @dataclass
@@ -164,12 +166,12 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _norm(norm: nn.LayerNorm | None) -> tuple[int | None, int | None, float]:
+def _norm(norm: Norm | None) -> tuple[int | None, int | None, float]:
     return (None, None, 0.0) if norm is None else (norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
 
 
 def linear(
-    packed: Packed, x: Tensor, norm: nn.LayerNorm | None = None, source: Tensor | None = None, activation: str = "none",
+    packed: Packed, x: Tensor, norm: Norm | None = None, source: Tensor | None = None, activation: str = "none",
     residual: Tensor | None = None, out: Tensor | None = None, target: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
@@ -177,7 +179,7 @@ def linear(
 
     Args:
         x: (n, in) float32, rows at any stride.
-        norm: LayerNorm of the rows before it, float32.
+        norm: of the rows before it.
         source: rows of x to take, int64 (R,); None for all in order.
         activation: of ACTIVATIONS.
         residual: added to the result, (rows of out, out) float32.
@@ -243,7 +245,7 @@ _NOTHING = _Packed()
 
 
 def finish(
-    attended: Tensor, x: Tensor, proj: Packed, norm: nn.LayerNorm, lin1: Packed, lin2: Packed, activation: str = "gelu",
+    attended: Tensor, x: Tensor, proj: Packed, norm: Norm, lin1: Packed, lin2: Packed, activation: str = "gelu",
     up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(activation(lin1(norm(x)))).
@@ -275,8 +277,8 @@ def fits_windows(ragged: Ragged) -> bool:
 
 
 def windows(
-    x: Tensor, ragged: Ragged, norm1: nn.LayerNorm, qkv: Packed, padding: Tensor, num_heads: int, proj: Packed,
-    norm2: nn.LayerNorm, lin1: Packed, lin2: Packed, dtype: str = "float32",
+    x: Tensor, ragged: Ragged, norm1: Norm, qkv: Packed, padding: Tensor, num_heads: int, proj: Packed,
+    norm2: Norm, lin1: Packed, lin2: Packed, dtype: str = "float32",
 ) -> Tensor:  # fmt: skip
     """A whole block without relative positions, window by window; see `fits_windows`.
 
