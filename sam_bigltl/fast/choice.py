@@ -111,7 +111,9 @@ def check(device: torch.device, dtype: str, native: bool) -> None:
                 f"the C++ kernels of this processor ({level}) do not compute in {dtype}: choose float32 or int8 "
                 "(--dtype), or leave native (--native) out"
             )
-    elif dtype == "int8" and not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")):
+    elif dtype == "int8" and not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
+    ):
         raise InputError(f"int8 without the C++ kernels needs oneDNN, which this torch lacks: {_instead(device)}")
     elif dtype == "int8" and is_slow(device, dtype):
         raise InputError(f"int8 without the C++ kernels takes minutes on this processor: {_instead(device)}")
