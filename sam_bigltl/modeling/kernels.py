@@ -40,8 +40,8 @@ class Kernels:
     def packed(self, block: Any, x: Tensor, place: Place) -> blocks.PackedBlock | None:
         """The weights of `block` for tokens x, (..., C); None where the kernels cannot do what it does.
 
-        They have no gradient, a trace or a compiler does not see them, their buffers have a fixed size, and a client who
-        hooked, wrapped or replaced a part of the block expects it to run.
+        They have no gradient, a trace or a compiler does not see them, their buffers have a fixed size, and a client
+        who hooked, wrapped or replaced a part of the block expects it to run.
         """
         geometry = place.geometry if isinstance(place, Routed) else place
         if not isinstance(geometry, Geometry) or not _is_inference(x) or not _is_ours(block):

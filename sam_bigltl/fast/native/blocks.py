@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import ops
 from .ragged import Ragged
 
+
 def _pack(layer: Any, dtype: str, chunked: bool = False, factor: Tensor | None = None) -> ops.Packed:
     """A layer's weights; `factor` (out,) is multiplied into them."""
     if hasattr(layer, "native_weights"):  # int8, rounded already

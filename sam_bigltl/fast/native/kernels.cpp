@@ -14,6 +14,7 @@
 #include "enlarge.h"
 #include "inverted.h"
 #include "linear.h"
+#include "peak.h"
 #include "window.h"
 
 #define BIGLTL_JOIN(a, b, c) a##b##c
@@ -130,3 +131,11 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads)
 BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }
+
+// Multiply-accumulates a second of a format's register tile on operands in the first level cache, by as many threads for
+// as many milliseconds: what no product of this level can surpass. 0 where the level does not have the format.
+BIGLTL_EXPORT double BIGLTL_FUNCTION(peak)(int64_t format, int64_t threads, int64_t milliseconds) {
+  double rate = 0.0;
+  with_format(static_cast<int32_t>(format), [&](auto kind) { rate = peak<decltype(kind)>(threads, milliseconds); });
+  return rate;
+}

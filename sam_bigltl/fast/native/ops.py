@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
 from . import levels
 from .ragged import Ragged
 
@@ -246,7 +245,8 @@ _NOTHING = _Packed()
 
 def finish(
     attended: Tensor, x: Tensor, proj: Packed, norm: Norm, lin1: Packed, lin2: Packed, activation: str = "gelu",
-    up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None, out: Tensor | None = None,
+    up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(activation(lin1(norm(x)))).
 
