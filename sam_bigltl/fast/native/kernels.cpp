@@ -14,6 +14,7 @@
 #include "enlarge.h"
 #include "inverted.h"
 #include "linear.h"
+#include "neighbours.h"
 
 #define BIGLTL_JOIN(a, b, c) a##b##c
 #define BIGLTL_NAMED(level, name) BIGLTL_JOIN(bigltl_##level, _, name)
@@ -121,3 +122,8 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads)
 BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(convolve)(const Neighbours* a, int64_t threads) {
+  if (a->lines[0].format == kInt16) convolve<Int16>(*a, threads);
+  else convolve<Float32>(*a, threads);
+}
