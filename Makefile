@@ -4,6 +4,8 @@
 # make lint         check style, types and the direction of imports
 # make test-browser run the demo's tests in Chromium, which it installs where there is none
 # make docs         build the documentation site in site/
+# make wheel        a wheel with the compiled kernels in dist/, for other Linux machines, too
+# make sanitize     run the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean        remove caches and build files (keeps .venv, out/ and runs/)
 # make distclean    make clean, and remove .venv
 # Another interpreter: make test PYTHON=/path/to/python3.12
@@ -16,7 +18,7 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c "$(SUPPORTED)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: quickstart demo test lint test-browser docs clean distclean
+.PHONY: quickstart demo test lint test-browser docs wheel sanitize clean distclean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python demo/quickstart.py
@@ -46,6 +48,15 @@ test-browser: $(STAMP)
 docs: $(STAMP)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+wheel:
+	PYTHON="$(PYTHON)" .ci/wheel
+
+# The kernels are compiled anew for it. Python itself is not, so what it keeps until its end would count as leaks.
+sanitize: $(STAMP)
+	CXX="$(CURDIR)/.ci/sanitizing-c++" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(VENV)/bin/python -m pytest tests/test_native.py
 
 # Made once, and again when the requirements change.
 $(STAMP): pyproject.toml setup.py constraints.txt

@@ -19,7 +19,9 @@ NATIVE = Path("sam_bigltl", "fast", "native")
 
 def toolchain():
     """The package's own module for compilers, without the package and what that imports."""
-    spec = importlib.util.spec_from_file_location("toolchain", Path(__file__).resolve().parent / NATIVE / "toolchain.py")
+    spec = importlib.util.spec_from_file_location(
+        "toolchain", Path(__file__).resolve().parent / NATIVE / "toolchain.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -8,6 +8,7 @@ import io
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from .memory import keep_freed_memory
@@ -15,6 +16,10 @@ from .memory import keep_freed_memory
 
 class InputError(ValueError):
     """Input that cannot be used. The message is one line: what is wrong, and what to do about it."""
+
+
+class SlowFormat(UserWarning):
+    """The number format that was asked for is slower than float32 on this processor."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -45,6 +50,8 @@ def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
     keep_freed_memory()  # the process is the command's own
     escape_output()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of pictures that are then read or refused in one line
+    plain = warnings.formatwarning
+    warnings.formatwarning = partial(_warning, prog, plain)
     try:
         function(args)
     except InputError as error:
@@ -59,6 +66,15 @@ def run_cli(prog: str, function: Callable[[Any], Any], args: Any) -> None:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = plain
+
+
+def _warning(prog: str, plain: Callable[..., str], message: Warning | str, kind: type[Warning], *where: Any) -> str:
+    """This package's own in one line, as errors are; others as Python has them."""
+    if issubclass(kind, SlowFormat):
+        return f"{prog}: warning: {in_one_line(str(message))}\n"
+    return plain(message, kind, *where)
 
 
 def escape_output() -> None:

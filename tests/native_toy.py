@@ -16,7 +16,7 @@ KERNELS = """
 #endif
 #define JOIN(a, b, c) a##b##c
 #define NAMED(level, name) JOIN(bigltl_, level, name)
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(BIGLTL_256)
 constexpr int kWidth = 16;
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;

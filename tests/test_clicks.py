@@ -16,6 +16,8 @@ from helpers import picture
 from sam_bigltl.bench import clicks
 from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.data.images import write_image
+from sam_bigltl.errors import InputError
+from sam_bigltl.fast.native import levels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,11 +76,27 @@ def test_the_script(tmp_path: Path) -> None:
     assert "speedup" in done.stdout
 
 
+def test_a_whole_click_is_that_of_sams_predictor() -> None:
+    try:
+        levels.function("linear")
+    except InputError as error:
+        pytest.skip(str(error))
+    rest = (default_checkpoint(), None, 1, ("click bigltl_mini",), False, None, 1.0, "float32")
+    masks = []
+    for predictor in ("segment_anything", "sam_bigltl"):
+        job = clicks.ClickJob(predictor, *rest)
+        (task,) = job._whole(picture(60, 90))
+        masks.append(task.call())
+        assert masks[-1].shape == (3, 60, 90) and masks[-1].any()
+    assert clicks.lowest_iou(*masks) > 0.99
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--runs", "0"], "--runs 0 is below 1"),
         (["--points-per-side", "0"], "--points-per-side 0 is below 1"),
+        (["--keep-ratio", "0"], "--keep-ratio 0 is not in (0, 1]"),
         (["--image", "missing.png"], "missing.png"),
         (["--checkpoint", "missing.safetensors"], "no checkpoint at missing.safetensors"),
     ],

@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("all_masks", "focus"), [(False, False), (True, False), (False, True), (True, True)])
 def test_masks_are_those_of_the_predictor(segment, photos, checkpoint, all_masks, focus):
-    out = segment("--keep-ratio", "0.5", *["--all-masks"] * all_masks, *["--focus"] * focus)
+    out = segment("--dtype", "float32", "--keep-ratio", "0.5", *["--all-masks"] * all_masks, *["--focus"] * focus)
     names = {"settings.json", "a_masks.json", "b_masks.json", "sub/c_masks.json"}
     assert contents(out).keys() == names
     sam = load_sam(checkpoint)

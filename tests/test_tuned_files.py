@@ -20,15 +20,15 @@ from sam_bigltl import InputError, SamPredictor, load_sam, save_sam
 from sam_bigltl.cli import demo, evaluate, main
 from sam_bigltl.convert.hub import from_pretrained, save_pretrained
 from sam_bigltl.convert.tuned import FORMATS, Setting, read_setting
-from sam_bigltl.fast.native import build
+from sam_bigltl.fast.choice import check, choose
 
 BOX = np.array([5, 5, 40, 30])
 HALF = Setting("bfloat16", keep_ratio=0.5)
 
 
-def runs_kernels() -> bool:
+def runs(dtype: str, native: bool) -> bool:
     try:
-        build.load()
+        check(torch.device("cpu"), dtype, native)
     except InputError:
         return False
     return True
@@ -61,8 +61,8 @@ def masks_of(sam) -> np.ndarray:
 ], ids=str)  # fmt: skip
 def test_tuned_is_what_is_done_by_hand(sam, tmp_path, form, ratio):
     dtype, native = form
-    if native and not runs_kernels():
-        pytest.skip("no C++ kernels here")
+    if not runs(dtype, native):
+        pytest.skip("not on this processor")
     path = written(sam, tmp_path, Setting(dtype, native, ratio))
     by_hand = load_sam(path)
     assert by_hand.image_encoder.keep_ratio == 1.0 and next(by_hand.image_encoder.parameters()).dtype == torch.float32
@@ -70,7 +70,7 @@ def test_tuned_is_what_is_done_by_hand(sam, tmp_path, form, ratio):
     by_hand.image_encoder.keep_ratio = ratio
     tuned = load_sam(path, tuned=True)
     assert tuned.image_encoder.keep_ratio == ratio
-    assert {getattr(m, "native", native) for m in tuned.image_encoder.modules()} == {native}
+    assert bool(tuned.image_encoder.kernels_dtype) == native
     assert np.array_equal(masks_of(tuned), masks_of(by_hand))
 
 
@@ -96,7 +96,7 @@ def test_settings_as_json(setting):
 
 
 WRONG = [
-    None, [], "int8", 3, {"dtype": "int4"}, {"dtype": "float32", "native": True}, {"native": 1}, {"native": "no"},
+    None, [], "int8", 3, {"dtype": "int4"}, {"native": 1}, {"native": "no"},
     {"focus": 1}, {"keep_ratio": 0}, {"keep_ratio": 1.01}, {"keep_ratio": float("nan")}, {"keep_ratio": "half"},
     {"keep_ratio": []}, {"keep_ratio": [0.5, "auto"]}, {"keep_ratio": [[0.5]]}, {"keep_ratio": True},
     {"keep_ratio": None}, {"dtype": ["int8"]}, {"dtype": {}}, {"speed": "much"}, {"dtype": "x" * 10_000},
@@ -192,19 +192,19 @@ def test_segment(sam, tmp_path, photo, capsys):
     given = [photo, "--box", "5,5,40,30", "--checkpoint", checkpoint]
     tuned = segmented(*given, "--tuned", out=tmp_path / "tuned")
     assert "in bfloat16 at keep_ratio 0.5/0.25" in capsys.readouterr().out
-    by_hand = segmented(*given, "--dtype", "bfloat16", "--keep-ratio", "0.5,0.25", out=tmp_path / "hand")
+    by_hand = segmented(*given, "--dtype", "bfloat16", "--no-native", "--keep-ratio", "0.5,0.25", out=tmp_path / "hand")
     assert np.array_equal(tuned, by_hand)
     capsys.readouterr()
     other = segmented(*given, "--tuned", "--keep-ratio", "1.0", out=tmp_path / "other")
     assert "in bfloat16 at keep_ratio 1\n" in capsys.readouterr().out
-    assert np.array_equal(other, segmented(*given, "--dtype", "bfloat16", out=tmp_path / "full"))
+    assert np.array_equal(other, segmented(*given, "--dtype", "bfloat16", "--no-native", out=tmp_path / "full"))
 
 
 def test_segment_a_folder(sam, tmp_path, photo):
     (tmp_path / "prompts.json").write_text('{"photo.png": [{"box": [5, 5, 40, 30]}]}')
     given = [tmp_path, "--prompts", tmp_path / "prompts.json", "--checkpoint", written(sam, tmp_path)]
     tuned = segmented(*given, "--tuned", out=tmp_path / "tuned")
-    by_hand = segmented(*given, "--dtype", "bfloat16", "--keep-ratio", 0.5, out=tmp_path / "hand")
+    by_hand = segmented(*given, "--dtype", "bfloat16", "--no-native", "--keep-ratio", 0.5, out=tmp_path / "hand")
     assert np.array_equal(tuned, by_hand)
     one, other = (json.loads((tmp_path / name / "settings.json").read_text()) for name in ("tuned", "hand"))
     assert one == other and one["dtype"] == "bfloat16" and one["keep_ratio"] == 0.5
@@ -243,6 +243,10 @@ def test_eval(sam, tmp_path, jobs):
     evaluate.run(parsed(evaluate, *files, path, "--tuned"))
     evaluate.run(parsed(evaluate, *files, path, "--tuned", "--keep-ratio", 1, 0.25))
     evaluate.run(parsed(evaluate, *files, path))
+    evaluate.run(parsed(evaluate, *files, path, "--dtype", "auto"))
+    here = choose(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    auto = jobs.pop()
+    assert (auto.precision, auto.native) == (here.dtype, here.native)
     assert [(job.precision, job.native, job.plan.keep_ratios) for job in jobs] == [
         ("bfloat16", False, (0.5,)), ("bfloat16", False, (1.0, 0.25)), ("float32", False, (1.0,))
     ]  # fmt: skip
@@ -266,9 +270,9 @@ def test_demo(sam, tmp_path, monkeypatch):
 
     monkeypatch.setattr(app, "build_app", serve)
     monkeypatch.setattr(engine, "Engine", lambda *given: given[2:4])
-    path = written(sam, tmp_path)
+    path, here = written(sam, tmp_path), choose(torch.device("cpu"))
     asked = {("--tuned",): (("bfloat16", False), 0.5), ("--tuned", "--keep-ratio", "1"): (("bfloat16", False), 1.0),
-             (): (("float32", False), 0.5)}  # fmt: skip
+             ("--dtype", "float32"): (("float32", False), 0.5), (): ((here.dtype, here.native), 0.5)}  # fmt: skip
     for options, wanted in asked.items():
         with pytest.raises(Served) as end:
             demo.run(parsed(demo, "--checkpoint", path, *options))

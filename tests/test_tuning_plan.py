@@ -19,7 +19,7 @@ from sam_bigltl.tuning.settings import FORMATS, RATIOS, Setting, settings_of
 
 COSTS = Costs(
     original=2.0, objects=5.0, decode=0.5,
-    formats={Setting(*each).format: (whole, whole / 4) for each, whole in zip(FORMATS, (1.6, 1.2, 0.8, 0.9, 0.4))},
+    formats={Setting(*each).format: (whole, whole / 4) for each, whole in zip(FORMATS, (1.6, 1.4, 1.2, 0.8, 0.9, 0.4))},
 )  # fmt: skip
 SETTINGS = tuple(settings_of(FORMATS, RATIOS, (0.5, 0.25)))
 WHOLE = Plan(40, 20, 7, SETTINGS)

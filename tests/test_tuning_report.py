@@ -100,12 +100,12 @@ def test_sentence():
     chosen = BOTH[0].row
     first = sentence(BOTH[0]).splitlines()[0]
     assert first.startswith(
-        f"The fastest of 35 settings with a mean agreement of at least 0.95 is {chosen.setting.format}, keep_ratio"
+        f"The fastest of 42 settings with a mean agreement of at least 0.95 is {chosen.setting.format}, keep_ratio"
     )
     assert f"{1e3 * chosen.seconds:.1f} ms" in first and f"{chosen.speedup:.1f} times as fast" in first
     assert "agree with the original's to 0.9" in first and "320 prompts on 4 photographs" in first
     first = sentence(BOTH[1]).splitlines()[0]
-    assert first.startswith("None of 35 settings has a mean agreement of 1; the most faithful is float32, keep_ratio 0")
+    assert first.startswith("None of 42 settings has a mean agreement of 1; the most faithful is float32, keep_ratio 0")
     assert "SamPredictor(tuned.sam)" in sentence(BOTH[0]) and "sam-bigltl segment" not in sentence(BOTH[0])
 
 

@@ -13,8 +13,8 @@ from sam_bigltl.tuning.result import Disagreement, Row, Tuned
 from sam_bigltl.tuning.settings import FORMATS, RATIOS, Setting
 
 HOSTILE = ["<script>alert(1)</script>.jpg", "caf\udce9 & 'co'.jpg", '\U0001f408 "cat".png', "a\nb\u202e.jpg"]
-_SPEED = {("float32", False): 1.3, ("bfloat16", False): 2.1, ("bfloat16", True): 4.6, ("int8", False): 3.4,
-          ("int8", True): 6.8}  # fmt: skip
+_SPEED = {("float32", False): 1.3, ("float32", True): 1.7, ("bfloat16", False): 2.1, ("bfloat16", True): 4.6,
+          ("int8", False): 3.4, ("int8", True): 6.8}  # fmt: skip
 _LOSS = {"float32": 0.0, "bfloat16": 0.006, "int8": 0.02}
 
 

@@ -1,9 +1,15 @@
-"""What a click costs once the encoder has run: this project's predictor and generator against `segment_anything`'s.
+"""What a click costs: this project's predictor and generator against `segment_anything`'s.
 
-Both get the same model at SAM's size: the shipped prompt encoder and mask decoder (SAM's, at their real widths), and an
-encoder that answers at once with the shipped encoder's embedding of the photograph, brought to 64 x 64. So prompts are
-decoded, drawn and filtered as with SAM at 1024 px, and masks are real ones. Every predictor lives in a process of its
-own, and they take turns.
+"click ..." is the whole of it, from a decoded photograph to its masks: `set_image` and `predict` with one point, by a
+big.LITTLE model in the C++ kernels and by `segment_anything`'s predictor with the same weights, dense and as torch
+computes it.
+
+The other tasks begin once the encoder has run. Both get the same model at SAM's size: the shipped prompt encoder and
+mask decoder (SAM's, at their real widths), and an encoder that answers at once with the shipped encoder's embedding of
+the photograph, brought to 64 x 64. So prompts are decoded, drawn and filtered as with SAM at 1024 px, and masks are
+real ones.
+
+Every predictor lives in a process of its own, and they take turns.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ from ..data.files import write_csv
 from ..data.images import read_image
 from ..errors import ArgumentParser, InputError, run_cli
 from ..fast.devices import device_name
+from ..fast.precision import PRECISIONS
+from ..modeling.registry import ENCODERS, build_sam
 from ..predict.automatic import SamAutomaticMaskGenerator
 from ..predict.predictor import SamPredictor
 from .report import output_path
@@ -37,11 +45,13 @@ from .timing import measure
 from .worker import Worker
 
 SIDE, GRID = 1024, 64
-TASKS = ("set_image", "1 box", "64 boxes", "everything")
+WHOLE = {f"click {name}": name for name in ("bigltl_mini", "bigltl_s", "bigltl_b")}
+TASKS = ("set_image", "1 box", "64 boxes", "everything", *WHOLE)
 SHORT, MORE = TASKS[:2], 10  # what takes milliseconds runs so many times as often
 COLUMNS = (
     "task", "predictor", "memory", "device", "torch", "threads", "runs", "median_s", "min_s", "max_s",
     "speedup_vs_segment_anything", "masks", "lowest_iou", "image",
+    "keep_ratio", "dtype",
 )  # fmt: skip
 
 
@@ -95,6 +105,8 @@ class ClickJob:
     tasks: tuple[str, ...]
     keep_memory: bool
     threads: int | None
+    keep_ratio: float
+    dtype: str
     device: str = "cpu"
 
     def __str__(self) -> str:
@@ -103,6 +115,38 @@ class ClickJob:
     def cases(self) -> list[Task]:
         """The tasks, which return masks as bool arrays (n, H, W), or None where there are none."""
         image = photograph(self.image)
+        return [*self._parts(image), *self._whole(image)]
+
+    def _whole(self, image: np.ndarray) -> list[Task]:
+        """From the photograph to its masks, one after the other; no two models are in memory at a time."""
+        point = {"point_coords": np.array([[image.shape[1] / 2, image.shape[0] / 2]]), "point_labels": np.array([1])}
+        made: dict[str, Any] = {}
+
+        def click(name: str) -> np.ndarray:
+            if name not in made:
+                made.clear()
+                made[name] = self._predictor(name)
+            made[name].set_image(image)
+            return made[name].predict(**point)[0]
+
+        return [Task(name, partial(click, WHOLE[name])) for name in self.tasks if name in WHOLE]
+
+    def _predictor(self, name: str) -> Any:
+        if name == "bigltl_mini":
+            sam = load_sam(self.checkpoint)
+        else:  # no weights are shipped, and time does not depend on them
+            torch.manual_seed(0)
+            sam = build_sam(ENCODERS[name])
+        if self.predictor == "segment_anything":
+            return segment_anything.SamPredictor(sam)
+        encoder: Any = sam.image_encoder
+        encoder.keep_ratio = self.keep_ratio
+        encoder.optimize(self.dtype, native=True)
+        return SamPredictor(sam)
+
+    def _parts(self, image: np.ndarray) -> list[Task]:
+        if not set(self.tasks) - set(WHOLE):
+            return []
         sam = model_at_full_size(self.checkpoint, image)
         ours = self.predictor == "sam_bigltl"
         predictor = (SamPredictor if ours else segment_anything.SamPredictor)(sam)
@@ -117,7 +161,7 @@ class ClickJob:
             "64 boxes": lambda: predictor.predict_torch(None, None, boxes, multimask_output=False)[0][:, 0].numpy(),
             "everything": lambda: stacked(generator.generate(image)),
         }
-        return [Task(name, calls[name]) for name in self.tasks]
+        return [Task(name, calls[name]) for name in self.tasks if name in calls]
 
 
 def photograph(path: Path | None) -> np.ndarray:
@@ -163,6 +207,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", type=Path, help="weights of ours (default: checkpoints/bigltl_mini.safetensors)"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="(default: all)")
+    parser.add_argument("--keep-ratio", type=float, default=0.25, help="of whole clicks, ours (default: %(default)s)")
+    parser.add_argument("--dtype", choices=tuple(PRECISIONS), default="float32",
+                        help="of whole clicks, our encoder in its C++ kernels (default: %(default)s)")  # fmt: skip
     parser.add_argument("--points-per-side", type=int, default=16, help="of everything mode (default: %(default)s)")
     parser.add_argument(
         "--runs",
@@ -185,14 +232,19 @@ def run(args: argparse.Namespace) -> None:
     photograph(args.image)  # a bad one is refused here, in one line
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rest = (args.checkpoint or default_checkpoint(), args.image, args.points_per_side, tuple(args.tasks))
+    if not 0 < args.keep_ratio <= 1:
+        raise InputError(f"--keep-ratio {args.keep_ratio:g} is not in (0, 1]")
+    tasks = tuple(sorted(args.tasks, key=lambda name: name in WHOLE))  # as `ClickJob.cases` has them
+    rest = (args.checkpoint or default_checkpoint(), args.image, args.points_per_side, tasks)
     settings = [("segment_anything", False), ("segment_anything", True), ("sam_bigltl", False), ("sam_bigltl", True)]
-    workers = [Worker(ClickJob(name, *rest, keep, args.threads)) for name, keep in settings]
+    workers = [
+        Worker(ClickJob(name, *rest, keep, args.threads, args.keep_ratio, args.dtype)) for name, keep in settings
+    ]
     environment = {
         "device": device_name(torch.device("cpu")), "torch": torch.__version__, "threads": torch.get_num_threads()
     }  # fmt: skip
     rows = []
-    for index, task in enumerate(args.tasks):
+    for index, task in enumerate(tasks):
         results = [worker.result(index) for worker in tqdm(workers, desc=f"{task}, first pass", leave=False)]
         runs = args.runs * (MORE if task in SHORT else 1)
         times = measure([partial(worker.seconds, index) for worker in workers], runs, 0)
@@ -204,6 +256,8 @@ def run(args: argparse.Namespace) -> None:
                 "masks": None if result is None else len(result),
                 "lowest_iou": None if result is None else lowest_iou(result, results[0]),
                 "image": args.image.name if args.image else "astronaut",
+                "keep_ratio": None if task not in WHOLE else args.keep_ratio if name == "sam_bigltl" else 1.0,
+                "dtype": None if task not in WHOLE else args.dtype if name == "sam_bigltl" else "float32",
             })  # fmt: skip
     for worker in workers:
         worker.close()
@@ -216,13 +270,13 @@ def run(args: argparse.Namespace) -> None:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text."""
     lines = [
-        f"{'task':<11} {'predictor':<17} {'memory':<8} {'median ms':>10} {'speedup':>8} {'masks':>6} {'IoU >=':>7}"
+        f"{'task':<17} {'predictor':<17} {'memory':<8} {'median ms':>10} {'speedup':>8} {'masks':>6} {'IoU >=':>7}"
     ]
     for row in rows:
         masks = "-" if row["masks"] is None else row["masks"]
         iou = "-" if row["lowest_iou"] is None else f"{row['lowest_iou']:.4f}"
         lines.append(
-            f"{row['task']:<11} {row['predictor']:<17} {row['memory']:<8} {1e3 * row['median_s']:>10.1f}"
+            f"{row['task']:<17} {row['predictor']:<17} {row['memory']:<8} {1e3 * row['median_s']:>10.1f}"
             f" {row['speedup_vs_segment_anything']:>7.2f}x {masks:>6} {iou:>7}"
         )
     return "\n".join(lines)

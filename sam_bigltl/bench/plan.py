@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..convert.registry import sam_model_registry
 from ..convert.weight_files import weight_files
 from ..errors import InputError
+from ..fast.choice import check
 from .cases import AUTOCAST, Job
 from .macs import Macs
 from .models import CLASSIFIERS, SAM_MODELS, is_ours, is_timm
@@ -75,7 +76,7 @@ def _formats(
         found = [
             replace(job, dtype=dtype, compiled=graph, native=kernels)
             for dtype, kernels, graph in product(dict.fromkeys(dtypes), native, compiled)
-            if dtype != AUTOCAST and not (graph and dtype == "int8") and not (kernels and dtype == "float32")
+            if dtype != AUTOCAST and not (graph and (kernels or dtype == "int8")) and _runs(job.device, dtype, kernels)
         ]
         return list(dict.fromkeys(found))
     return [
@@ -83,6 +84,15 @@ def _formats(
         for dtype, keep, graph in product(dict.fromkeys(dtypes), kept, compiled)
         if dtype != "int8" and (job.is_peer or dtype != AUTOCAST)
     ]  # fmt: skip
+
+
+def _runs(device: str, dtype: str, native: bool) -> bool:
+    """Whether this machine runs a format of this project's."""
+    try:
+        check(torch.device(device), dtype, native)
+    except InputError:
+        return False
+    return True
 
 
 def start(wanted: Sequence[Job], best: bool) -> list[Worker]:

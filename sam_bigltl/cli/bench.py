@@ -8,6 +8,7 @@ Times are those of one forward pass of the image encoder alone. Ratios are betwe
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,19 +16,27 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..bench.cases import AUTOCAST
 from ..bench.models import peer
 from ..bench.plan import check_arguments, counted, jobs, start
 from ..bench.plot import plot
+from ..bench.quick import Quick
+from ..bench.quick_report import block, environment, rows_of
 from ..bench.report import COLUMNS, format_table, output_path, result_rows
 from ..bench.timing import gemm_peak, measure
 from ..data.files import write_csv
 from ..errors import ArgumentParser, InputError, run_cli
+from ..fast.choice import check, formats
 from ..fast.devices import device_name, parse_device
-from ..fast.native import build
-from ..fast.precision import PRECISIONS, check_precision
+from ..fast.precision import PRECISIONS
+from .flag_checks import at_least_one, flag, positive
+
+# The options that `--quick` takes.
+_OF_QUICK = ("quick", "budget", "device", "threads", "runs", "output")
 
 EXAMPLES = """examples:
+  sam-bigltl bench --quick
   sam-bigltl bench --models vit_mini bigltl_mini --keep-ratio 1.0 0.5 --runs 10 --native both
   python eval/latency.py
   python eval/latency.py --models sam_vit_h bigltl_h --device cuda --dtype bfloat16 --batch 1 8 32 --runs 20 --warmup 5
@@ -41,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the benchmark."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
+    parser.add_argument("--quick", action="store_true",
+                        help="instead of all the rest: what this machine reaches, in about two minutes, as text to "
+                        "paste into an issue; takes --budget, --device, --threads, --runs and --output")  # fmt: skip
+    parser.add_argument("--budget", type=float, metavar="MINUTES",
+                        help="of --quick; rows that would not fit are skipped (default: 2)")  # fmt: skip
     parser.add_argument("--models", nargs="*", default=["sam_vit_b", "bigltl_b"], metavar="NAME",
                         help="sam_vit_b, sam_vit_l, sam_vit_h (segment_anything's own), a key of this project's "
                         "registry, or a classifier that timm knows; the first is the baseline "
@@ -52,12 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="in (0, 1] (default: 1.0 0.5 0.25)")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", metavar="DTYPE",
                         help="float32, bfloat16, int8 (on the CPU, for this project's models), autocast (float32 "
-                        "weights under bfloat16 autocast, for peers) (default: the first three)")  # fmt: skip
+                        "weights under bfloat16 autocast, for peers) (default: of the first three those that this "
+                        "machine has instructions for)")  # fmt: skip
     parser.add_argument("--batch", nargs="+", type=int, default=[1], help="images a pass (default: 1)")
     parser.add_argument("--compile", choices=("off", "on", "both"), default="off", help="torch.compile (default: off)")
     parser.add_argument("--native", choices=("off", "on", "both"), default="off",
-                        help="this project's C++ kernels, for its encoders in bfloat16 and int8 "
-                        "(default: off)")  # fmt: skip
+                        help="this project's C++ kernels, for its encoders on the CPU (default: off)")  # fmt: skip
     parser.add_argument("--memory", choices=("default", "kept", "both"), default="both",
                         help="whether processes of SAM's and other people's encoders keep freed memory, as optimize() "
                         "makes them do for this project's (default: both)")  # fmt: skip
@@ -84,15 +98,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table and write the CSV. Raises InputError for options that cannot be used."""
+    if args.quick:
+        return run_quick(args)
+    if args.budget is not None:
+        raise InputError("--budget is the time of --quick: give both, or neither")
     check_arguments(args)
     device = parse_device(args.device)
-    if args.dtype is None:
-        args.dtype = [name for name in PRECISIONS if name != "int8" or device.type == "cpu"]
+    native = {"off": (False,), "on": (True,), "both": (False, True)}[args.native]
+    if args.dtype is None:  # a format that the processor has no instructions for would take minutes
+        args.dtype = list(dict.fromkeys(dtype for dtype, kernels in formats(device) if kernels in native))
     for dtype in args.dtype:
         if dtype != AUTOCAST:
-            check_precision(dtype, device)
-    if args.native != "off":
-        build.load()  # compiled once, not by every process
+            _check_format(device, dtype, native)  # and compile the kernels once, not in every process
     for target in args.peer:
         peer(target)
     if args.threads is not None:
@@ -125,6 +142,41 @@ def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         plot(args.plot, rows)
         print(f"drawn: {args.plot}")
+
+
+def _check_format(device: torch.device, dtype: str, native: Sequence[bool]) -> None:
+    """Raise InputError where a format runs neither in the kernels nor without them, as far as that is asked for."""
+    refused = []
+    for kernels in native:
+        try:
+            check(device, dtype, kernels)
+        except InputError as error:
+            refused.append(error)
+    if len(refused) == len(native):
+        raise refused[0]
+
+
+def run_quick(args: argparse.Namespace) -> None:
+    """`--quick`: measure within the budget, print what to paste into an issue, and write the CSV."""
+    plain = ArgumentParser()
+    add_arguments(plain)
+    for name, default in vars(plain.parse_args([])).items():
+        if name not in _OF_QUICK and getattr(args, name) != default:
+            raise InputError(f"--quick chooses what is measured: leave {flag(name)} out, or --quick")
+    minutes = 2.0 if args.budget is None else args.budget
+    positive(argparse.Namespace(budget=minutes), ("budget",))
+    at_least_one(args, ("runs",))
+    device = parse_device(args.device)
+    if args.threads is not None:
+        at_least_one(args, ("threads",))
+        torch.set_num_threads(args.threads)
+    quick = Quick(device, minutes, args.threads, args.runs)
+    quick.run(lambda line: print(f"{quick.elapsed:5.0f} s  {line}", file=sys.stderr, flush=True))
+    rows = rows_of(quick)
+    print(block(quick, rows, __version__))
+    path = output_path(args.output, "quick", device, environment(device))
+    write_csv(path, COLUMNS, rows)
+    print(f"written: {path} (docs/results/README.md says how to send it)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

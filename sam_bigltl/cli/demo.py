@@ -13,14 +13,13 @@ import numpy as np
 from ..convert.registry import default_checkpoint
 from ..errors import ArgumentParser, InputError, run_cli
 from ..fast.devices import parse_device
-from ..fast.precision import PRECISIONS
 from . import flag_checks
 from .prompts import parse_keep_ratio
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 EXAMPLES = """examples:
   sam-bigltl demo
-  sam-bigltl demo --checkpoint checkpoints/bigltl_b.safetensors --dtype int8 --native --keep-ratio 0.25
+  sam-bigltl demo --checkpoint checkpoints/bigltl_b.safetensors --dtype int8 --keep-ratio 0.25
   sam-bigltl demo --host 0.0.0.0 --port 8080 --auth ann:secret
 """
 
@@ -32,8 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/bigltl_mini.safetensors)")
     parser.add_argument("--keep-ratio", metavar="RATIO", help="to start with: in (0, 1], or auto (0.5)")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", choices=list(PRECISIONS), help="of the encoder (float32)")
-    parser.add_argument("--native", action="store_true", help="this project's C++ kernels, for bfloat16 and int8")
+    add_format(parser)
     add_tuned(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, help="(the first free one from 7860)")
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if any(len(entry) != 2 or not all(entry) for entry in auth):
         raise InputError("--auth is NAME:PASSWORD")
     device = parse_device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device)
     keep_ratio: float | tuple[float, ...] | str = 0.5 if setting is None else setting.keep_ratio
     if args.keep_ratio is not None:
         keep_ratio = parse_keep_ratio(args.keep_ratio)
@@ -69,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.engine import Engine
     from ..demo.photos import MOST_BYTES
 
-    engine = Engine(args.checkpoint or default_checkpoint(), device, dtype, native, args.cache)
+    engine = Engine(args.checkpoint or default_checkpoint(), device, chosen.dtype, chosen.native, args.cache)
+    chosen.say()
     app = build_app(engine, keep_ratio, example_photos(), args.max_side)
     try:
         app.launch(

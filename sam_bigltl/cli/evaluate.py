@@ -16,9 +16,8 @@ from ..evaluation.compare import compare, format_comparison
 from ..evaluation.protocols import BOXES, CLICK_POLICIES, MASK_SELECT, PROTOCOLS, Protocol
 from ..evaluation.run import Job, run_job
 from ..evaluation.runner import Plan
-from ..fast.precision import PRECISIONS
 from ..predict.prompt_checks import MOST_POINTS
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 DESCRIPTION = """\
 Measure mIoU (and AP with a detector's boxes) on COCO-format or LVIS annotations, with box or click prompts.
@@ -85,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it runs")
     how.add_argument("--seed", default="0", metavar="N", help="of random clicks (0)")
     how.add_argument("--device", help="such as cpu or cuda:0 (cuda if there is one, else cpu)")
-    how.add_argument("--dtype", choices=list(PRECISIONS), help="of the image encoder (float32)")
-    how.add_argument("--native", action="store_true", help="run it in this project's C++ kernels: bfloat16, int8, CPU")
+    add_format(how, exact=True)
     add_tuned(how)
     how.add_argument(
         "--batch-size",
@@ -121,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
             "--dtype and --native are for --checkpoint only: what --model returns keeps its own; --tuned is, too"
         )
     device = _device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device, exact=True)
     if ("detector" in args.prompts) != bool(args.detections):
         raise InputError("--prompts detector and --detections JSON belong together: give both or neither")
     plan = Plan(
@@ -138,9 +136,10 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(
             "--focus tells the encoder the annotations' boxes: it needs --checkpoint, and --prompts box alone"
         )
+    chosen.say()
     run_job(Job(
         annotations=Path(args.annotations), images=Path(args.images), output=Path(args.output), plan=plan,
-        device=device, checkpoint=args.checkpoint, model=args.model, precision=dtype, native=native,
+        device=device, checkpoint=args.checkpoint, model=args.model, precision=chosen.dtype, native=chosen.native,
         restart=args.restart, sources=tuple(_unique(args.sources)),
         detections=None if args.detections is None else Path(args.detections),
         limit=None if args.limit is None else _whole(args.limit, "--limit"), report=not args.no_report,

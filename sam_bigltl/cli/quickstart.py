@@ -15,6 +15,7 @@ import torch
 from ..bench.timing import measure, timed
 from ..data.images import write_image
 from ..errors import InputError
+from ..fast.choice import choose
 from ..fast.devices import parse_device, synchronize
 from ..predict.predictor import SamPredictor
 from ..predict.samples import sample_photos
@@ -39,13 +40,15 @@ def run(args: argparse.Namespace) -> None:
     if args.runs < 1:
         raise InputError(f"--runs {args.runs} is below 1")
     device = parse_device(args.device)
-    predictor = load_predictor(args.checkpoint, device, "float32")
+    chosen = choose(device)
+    predictor = load_predictor(args.checkpoint, device, chosen.dtype, chosen.native)
     if getattr(predictor.model.image_encoder, "is_dense", True):
         raise InputError("the quickstart needs a big.LITTLE checkpoint: convert this one with sam-bigltl convert")
     photos = sample_photos()
+    print(chosen.line)
     print(f"segmenting {', '.join(photo.name for photo in photos)} at keep_ratio {', '.join(map(str, RATIOS))}")
     milliseconds = encoder_ms([photo.image for photo in photos], predictor, RATIOS, args.runs)
-    print(time_table(milliseconds, args.runs, len(photos), device))
+    print(time_table(milliseconds, args.runs, len(photos), f"{device.type} in {chosen}"))
     print()
     print(f"{'photo':<10} {'object':<10} {'prompt':<14} {'keep_ratio':>10} {'predicted IoU':>13} {'IoU with 1.0':>12}")
     paths = []
@@ -98,9 +101,9 @@ def encoder_ms(
     }
 
 
-def time_table(milliseconds: dict[float, float], runs: int, photos: int, device: torch.device) -> str:
+def time_table(milliseconds: dict[float, float], runs: int, photos: int, where: str) -> str:
     """Encoder time at each keep ratio, and how many times faster than at 1.0."""
-    lines = [f"encoder on {device.type}, {torch.get_num_threads()} CPU threads, batch 1,"
+    lines = [f"encoder on {where}, {torch.get_num_threads()} CPU threads, batch 1,"
              f" median of {runs} interleaved passes over {photos} photos"]  # fmt: skip
     lines.append(f"{'keep_ratio':>10} {'median ms':>10} {'speedup':>8}")
     for ratio, value in milliseconds.items():

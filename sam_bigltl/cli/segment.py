@@ -11,7 +11,6 @@ from ..data.images import read_image
 from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import parse_device
-from ..fast.precision import PRECISIONS
 from ..predict.segment import (
     Prompt,
     Segment,
@@ -24,7 +23,7 @@ from ..predict.segment import (
     write_pictures,
 )
 from .prompts import name_and_exit, parse_keep_ratio, parse_prompts
-from .tuned import add_tuned, encoder_setting
+from .tuned import add_format, add_tuned, encoder_setting
 
 EXAMPLES = """\
 examples:
@@ -71,10 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     folder.add_argument("--pictures", action="store_true", help="write overlay, masks and routing as pictures too")
     parser.add_argument("--device", help="cpu, cuda, cuda:N or mps (default: cuda if there is one, else cpu)")
-    parser.add_argument("--dtype", metavar="|".join(PRECISIONS), help="of the encoder (default: float32)")
-    parser.add_argument(
-        "--native", action="store_true", help="run a bfloat16 or int8 encoder in this project's C++ kernels (CPU)"
-    )
+    add_format(parser)
     add_tuned(parser)
 
 
@@ -92,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = parse_prompts(args.box, args.point)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device)
     if setting is not None and keep_ratio is None:
         keep_ratio = setting.keep_ratio
     if args.focus and prompts[0].box is None:
@@ -101,8 +97,9 @@ def run(args: argparse.Namespace) -> None:
     prompts, unusable = usable(prompts, image.shape[:2])
     if not prompts:
         raise unusable[0]
-    predictor = load_predictor(args.checkpoint, device, dtype, native)
+    predictor = load_predictor(args.checkpoint, device, chosen.dtype, chosen.native)
     set_routing(predictor, keep_ratio, args.focus)
+    chosen.say()
 
     def answer(some: Sequence[Prompt]) -> list[list[Segment]]:
         return [segment_prompt(predictor, prompt, args.all_masks) for prompt in some]
@@ -111,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     out, name = Path(args.out), Path(args.image).name
     paths = [*write_pictures(out, name, image, routes, segments), write_masks(out, name, segments)]
     print(table(segments))
-    where = f"on {device} in {dtype}" + " native" * native
+    where = f"on {device} in {chosen.dtype}" + " native" * chosen.native
     where += (
         ""
         if setting is None or keep_ratio is None

@@ -32,15 +32,16 @@ def run_folder(args: argparse.Namespace) -> None:
     prompts = load_prompts(args.prompts, folder)
     keep_ratio = None if args.keep_ratio is None else parse_keep_ratio(args.keep_ratio)
     device = parse_device(args.device)
-    dtype, native, setting = encoder_setting(args, device)
+    chosen, setting = encoder_setting(args, device)
     if setting is not None and keep_ratio is None:
         keep_ratio = setting.keep_ratio
     checkpoint = Path(args.checkpoint or default_checkpoint())
-    predictor = load_predictor(str(checkpoint), device, dtype, native)
+    predictor = load_predictor(str(checkpoint), device, chosen.dtype, chosen.native)
     set_routing(predictor, keep_ratio, args.focus)
-    settings = {"keep_ratio": keep_ratio, "dtype": dtype, "native": native, "focus": args.focus}
+    settings = {"keep_ratio": keep_ratio, "dtype": chosen.dtype, "native": chosen.native, "focus": args.focus}
     settings |= {"all_masks": args.all_masks, "pictures": args.pictures}
     resumed = keep_settings(out, settings | {"checkpoint": weights_sha256(checkpoint)})
+    chosen.say()
 
     done: dict[str, list[InputError]] = {}  # with what is wrong with prompts of theirs
     for name, asked in prompts.items() if resumed else ():

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..fast.native import build
-from ..fast.precision import check_precision
+from ..fast.choice import check
+from ..fast.precision import PRECISIONS
 from ..modeling.encoder import EncoderConfig
 from ..modeling.trunk import Trunk
 from .checkpoints import read_checkpoint, read_metadata
 from .weight_files import weight_files
 
 # dtype of `fast.precision.PRECISIONS`, and whether the C++ kernels compute it.
-FORMATS = (("float32", False), ("bfloat16", False), ("bfloat16", True), ("int8", False), ("int8", True))
+FORMATS = tuple((dtype, native) for dtype in PRECISIONS for native in (False, True))
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,7 @@ def read_setting(path: str | Path, device: torch.device | None = None) -> Settin
     except InputError as error:
         raise InputError(f"{path} carries a setting that cannot be used ({error}): {instead}") from None
     try:
-        check_precision(setting.dtype, device or torch.device("cpu"))
-        if setting.native:
-            if device is not None and device.type != "cpu":
-                raise InputError(f"the C++ kernels run on the CPU only, not on {device}")
-            build.load()
-        elif setting.dtype == "int8" and not torch.backends.mkldnn.is_available():
-            raise InputError("this torch was built without oneDNN")
+        check(device or torch.device("cpu"), setting.dtype, setting.native)
     except InputError as error:
         reason = str(error).rpartition(": ")[0] or str(error)  # without advice that is for other calls
         raise InputError(

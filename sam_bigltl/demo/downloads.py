@@ -68,8 +68,8 @@ def python_code(photo: Photo, item: Item, masks: Masks, keep_ratio: KeepRatio, e
         "",
         f"sam = load_sam({str(engine.checkpoint.resolve())!r})" + moved,
     ]  # fmt: skip
-    if engine.dtype != "float32":
-        lines.append(f"sam.image_encoder.optimize({engine.dtype!r}{', native=True' * engine.native})")
+    if engine.dtype != "float32" or engine.native:
+        lines.append(f"sam.image_encoder.optimize({engine.dtype!r}, native={engine.native})")
     if engine.routed:
         lines.append(f"sam.image_encoder.keep_ratio = {keep_ratio!r}")
     lines += ["predictor = SamPredictor(sam)", f"image = read_image({photo.file_name!r})"]

@@ -17,7 +17,7 @@ from segment_anything.utils.amg import MaskData
 
 from ..bench.macs import count_macs
 from ..convert.sam import load_sam
-from ..fast.precision import check_precision
+from ..fast.choice import check, is_slow
 from ..modeling.routing import Route
 from ..modeling.trunk import KeepRatio
 from ..predict.automatic import SamAutomaticMaskGenerator
@@ -65,22 +65,24 @@ class Engine:
 
     Args:
         checkpoint: any file that `load_sam` reads.
-        device, dtype, native: where and how the encoder runs, as in `BigLittleEncoder.optimize`.
+        device, dtype, native: where and how the encoder runs, as in `BigLittleEncoder.compute_in`.
         kept: embeddings to keep; the least recently used one goes first.
     """
 
     def __init__(
         self, checkpoint: Path, device: torch.device, dtype: str = "float32", native: bool = False, kept: int = 32
     ) -> None:
-        check_precision(dtype, device)
+        check(device, dtype, native)
         self.checkpoint, self.device, self.dtype, self.native, self.kept = checkpoint, device, dtype, native, kept
         self.sam: Sam = load_sam(checkpoint).to(device)
         self.routed = not getattr(self.sam.image_encoder, "is_dense", True)
         # The counter sees neither int8 nor native kernels.
         self._countable = self.sam.image_encoder
         if native or dtype == "int8":
-            self._countable = copy.deepcopy(self.sam.image_encoder).to(torch.bfloat16)
-        self.sam.image_encoder.optimize(dtype, native=native)
+            self._countable = copy.deepcopy(self.sam.image_encoder)
+            if not is_slow(device, "bfloat16"):
+                self._countable.to(torch.bfloat16)
+        self.sam.image_encoder.compute_in(dtype, native)
         self._encoder_lock, self._lock = threading.Lock(), threading.Lock()
         self._embeddings: OrderedDict[tuple[str, KeepRatio], Encoded] = OrderedDict()
         self._macs: dict[KeepRatio, float] = {}

@@ -25,8 +25,9 @@ from ..data.labelled import Transformed, collate, open_dataset
 from ..data.skipped import Unreadable
 from ..data.workers import load, worker_failures
 from ..errors import ArgumentParser, InputError, run_cli
+from ..fast.choice import choose
 from ..fast.devices import device_name, parse_device, synchronize
-from ..fast.precision import check_precision
+from ..fast.precision import PRECISIONS
 from ..modeling.trunk import Trunk
 
 COLUMNS = (
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="validation", help="(validation)")
     add_model_arguments(parser)
     parser.add_argument("--keep-ratio", nargs="+", type=float, default=[1.0], metavar="R", help="in (0, 1] (1.0)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or int8 (float32)")
+    parser.add_argument("--dtype", default="float32", help="auto, float32, bfloat16 or int8 (float32)")
     parser.add_argument("--native", action="store_true", help="this project's C++ kernels: bfloat16, int8, CPU")
     parser.add_argument("--batch-size", type=int, default=32, help="(32)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read images (1)")
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         if not 0 < ratio <= 1:
             raise InputError(f"--keep-ratio {ratio:g} is outside (0, 1]")
     device = parse_device(args.device)
-    check_precision(args.dtype, device)
+    chosen = choose(device, args.dtype, args.native or ("auto" if args.dtype == "auto" else False))
     dataset = open_dataset(args.dataset, args.data_dir, args.split)
     dataset_indices: Sequence[int] = range(len(dataset))
     if args.limit is not None and args.limit < len(dataset):
@@ -122,11 +123,14 @@ def run(args: argparse.Namespace) -> None:
         gmacs[ratio] = count_macs(model, torch.zeros(1, *size, device=device)).total / 1e9
     trunk = getattr(model, "image_encoder", model)
     if isinstance(trunk, Trunk):
-        trunk.optimize(args.dtype, native=args.native)
+        trunk.compute_in(chosen.dtype, chosen.native)
     elif args.native or args.dtype == "int8":
         raise InputError("--native and int8 are for this project's models")
     else:
-        model.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype])
+        if chosen.native:  # which "auto" chose
+            chosen = choose(device, native=False)
+        model.to(PRECISIONS[chosen.dtype])
+    chosen.say()
     if args.checkpoint is None:
         print("no --checkpoint: random weights", file=sys.stderr)
 
@@ -134,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     settings = {
         "data": str(args.data_dir), "dataset": args.dataset, "split": args.split, "images": len(dataset_indices),
         "model": name, "model_kwargs": args.model_kwargs, "checkpoint": str(args.checkpoint), "ratios": ratios,
-        "dtype": args.dtype + " native" * args.native, "batch_size": args.batch_size,
+        "dtype": chosen.dtype + " native" * chosen.native, "batch_size": args.batch_size,
     }  # fmt: skip
     journal = Journal(args.output, json.loads(json.dumps(settings, default=str)), args.restart)
     rest = Subset(Transformed(dataset, transform), list(dataset_indices)[journal.batches * args.batch_size :])

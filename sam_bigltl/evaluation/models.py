@@ -20,7 +20,7 @@ def predictor_of_checkpoint(
 ) -> SamPredictor:
     """This project's predictor with weights of ours or of SAM, its encoder in `precision`, in native kernels or not."""
     sam = load_sam(path).to(device).eval()
-    sam.image_encoder.optimize(precision, native=native)
+    sam.image_encoder.compute_in(precision, native)
     return SamPredictor(sam)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError
+
+_WINDOWS = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
 
 
 def parse_device(text: str | None) -> torch.device:
@@ -32,12 +38,32 @@ def device_name(device: torch.device) -> str:
     """The processor's product name where the system tells it, such as "NVIDIA H200"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return (device.type == "cpu" and _processor()) or platform.processor() or platform.machine()
+
+
+@functools.cache
+def _processor() -> str | None:
+    """The CPU's product name, from where each system has it."""
+    if sys.platform == "win32":
+        import winreg
+
+        with suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _WINDOWS) as key:
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        return None
     cpuinfo = Path("/proc/cpuinfo")
-    if device.type == "cpu" and cpuinfo.exists():
+    if cpuinfo.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
         if found:
             return found[1].strip()
-    return platform.processor() or platform.machine()
+    # Arm: Linux has only numbers in that file, of which lscpu knows the names; macOS has no such file.
+    is_mac = sys.platform == "darwin"
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"] if is_mac else ["lscpu"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"^(.+)$" if is_mac else r"^Model name:\s*(.+)$", told, re.MULTILINE)
+    return found[1].strip() if found else None
 
 
 def synchronize(device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,7 +27,7 @@ def check_precision(name: str, device: torch.device) -> None:
         raise InputError(f"int8 runs on the CPU only, not on {device}: use bfloat16 there")
 
 
-def set_precision(encoder: nn.Module, name: str) -> nn.Module:
+def set_precision(encoder: Any, name: str) -> nn.Module:
     """Make `encoder`, in place, compute in the format `name` of PRECISIONS; returns it.
 
     int8 is for inference, for this project's encoders, and cannot be undone. Raises InputError.

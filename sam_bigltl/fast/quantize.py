@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .kernels import round_kernels
 from .native import ops
+from .processor import multiplies_bfloat16
 from .rescale import centre_keys, smooth
 
 _ZERO = 128  # oneDNN's fast kernels take unsigned activations: 128 stands for 0
@@ -41,6 +42,10 @@ class Int8Linear(nn.Module):
         activation: "none", or "gelu" to apply it to the output in the same pass.
         norm: a norm of the input, which becomes part of this layer.
     """
+
+    bias: Tensor
+    scales: Tensor
+    levels: Tensor
 
     def __init__(self, linear: nn.Linear, activation: str = "none", norm: nn.LayerNorm | None = None) -> None:
         super().__init__()
@@ -113,16 +118,12 @@ class Int8MLP(nn.Module):
 
 
 def quantize_encoder(encoder: nn.Module) -> nn.Module:
-    """Make the large linear layers of an encoder int8 and the rest bfloat16, in place; for inference on CPU only.
-
-    Returns the encoder itself. Raises InputError if this torch has no int8 kernels.
-    """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        raise InputError("this torch was built without oneDNN: int8 needs it, use bfloat16 or float32")
+    """Make the large linear layers of an encoder int8, in place, and the rest bfloat16, or float32 where the processor
+    does not multiply that; for inference on CPU only. Returns the encoder itself."""
     centre_keys(encoder)
     smooth(encoder)
     round_kernels(encoder)
-    # From the weights as they are, before the rest is rounded to bfloat16.
+    # From the weights as they are, before the rest is rounded.
     packed: list[tuple[nn.Module, str, nn.Module]] = []
     blocks: Any = encoder.blocks
     for block in [*blocks, *getattr(encoder, "little_blocks", [])]:
@@ -138,7 +139,7 @@ def quantize_encoder(encoder: nn.Module) -> nn.Module:
         ]
     for transition in getattr(encoder, "transitions", []):
         packed.append((transition, "up", Int8Linear(transition.up)))  # not `down`: the router sees every rounding of it
-    encoder.eval().requires_grad_(False).to(torch.bfloat16)
+    encoder.eval().requires_grad_(False).to(torch.bfloat16 if multiplies_bfloat16() else torch.float32)
     for parent, name, layer in packed:
         setattr(parent, name, layer)
     return encoder

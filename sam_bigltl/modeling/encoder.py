@@ -16,6 +16,9 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..fast.native.ends import PackedNeck
+from .calls import is_plain
+from .kernels import Kernels, without_kernels
 from .mobile_stem import MobileStem
 from .routing import Geometry, Route, kept_for_training
 from .stem import ConvStem, PatchProjection
@@ -114,6 +117,7 @@ class BigLittleEncoder(Trunk):
             nn.Conv2d(config.out_chans, config.out_chans, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(config.out_chans),
         )
+        self.kernels = Kernels()  # of the neck
         self._add_little_path()
         self._geometries: dict[tuple, Geometry] = {}
 
@@ -138,7 +142,9 @@ class BigLittleEncoder(Trunk):
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
-        tokens = self.patch_embed(images.to(self.pos_embed.dtype))  # not a layer's: clients wrap layers
+        # C++ kernels take float32, whatever the weights are kept in. Not a layer's dtype: clients wrap layers.
+        in_kernels = self.kernels_dtype and isinstance(self.patch_embed, (MobileStem, PatchProjection))
+        tokens = self.patch_embed(images.float() if in_kernels else images.to(self.pos_embed.dtype))
         gh, gw = tokens.shape[1:3]
         return tokens + self.pos_embed[:, :gh, :gw]
 
@@ -154,7 +160,17 @@ class BigLittleEncoder(Trunk):
         big = self._geometry((gh, gw), self.config.window, tokens.device)
         x = tokens.reshape(batch, gh * gw, dim).contiguous()  # a convolution leaves channels first
         x, route = self._run_layers(x, big, self._geometry((gh, gw), self.config.little_window, tokens.device))
-        return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2)), Route((gh, gw), route)
+        return self._neck(x.view(batch, gh, gw, dim)), Route((gh, gw), route)
+
+    def _neck(self, x: Tensor) -> Tensor:
+        """(B, gh, gw, C) -> (B, out_chans, gh, gw)"""
+        if not self.kernels_dtype:
+            return self.neck(x.permute(0, 3, 1, 2))
+        plain = is_plain(self.neck, nn.Sequential)
+        packed = self.kernels.around(self.neck, x, (nn.Conv2d, LayerNorm2d), PackedNeck) if plain else None
+        if packed is None:
+            return without_kernels(self.neck, lambda x, _: self.neck(x), x.permute(0, 3, 1, 2), None)
+        return torch.stack([packed.embedding(tokens) for tokens in x])
 
     def _prepare(self) -> None:
         side = self.config.side

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from segment_anything.modeling.common import MLPBlock
@@ -14,6 +14,9 @@ from ..fast.native import blocks, ops
 from ..fast.quantize import Int8Linear, Int8MLP
 from .calls import Place, Routed, is_plain
 from .routing import Geometry
+
+Kinds = tuple[type[nn.Module], ...]
+Packed = TypeVar("Packed")
 
 
 class Kernels:
@@ -37,8 +40,8 @@ class Kernels:
     def packed(self, block: Any, x: Tensor, place: Place) -> blocks.PackedBlock | None:
         """The weights of `block` for tokens x, (..., C); None where the kernels cannot do what it does.
 
-        They have no gradient, a trace or a compiler does not see them, their buffers have a fixed size, and a client who
-        hooked, wrapped or replaced a part of the block expects it to run.
+        They have no gradient, a trace or a compiler does not see them, their buffers have a fixed size, and a client
+        who hooked, wrapped or replaced a part of the block expects it to run.
         """
         geometry = place.geometry if isinstance(place, Routed) else place
         if not isinstance(geometry, Geometry) or not _is_inference(x) or not _is_ours(block):
@@ -52,6 +55,21 @@ class Kernels:
         if not self.dtype or not _is_inference(x) or not _are_plain(module, (module.down, module.up)):
             return None
         return self._kept.get(module, blocks.PackedTransition, self.dtype)
+
+    def around(self, module: nn.Module, x: Tensor, kinds: Kinds, make: Callable[[Any, str], Packed]) -> Packed | None:
+        """`make(module, dtype)` for what comes before or after the blocks; None where the kernels cannot compute it.
+
+        Args:
+            x: what it gets.
+            kinds: that every module inside has to be of.
+        """
+        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        if not self.dtype or learns or not _is_inference(x):
+            return None
+        if not all(is_plain(part, *kinds) for part in module.modules() if part is not module):
+            return None
+        whole = self.dtype == "float32" or not ops.has_fast_integers()
+        return self._kept.get(module, make, "float32" if whole else "int16")
 
 
 def without_kernels(block: nn.Module, run: Callable[[Tensor, Any], Tensor], x: Tensor, place: Any) -> Tensor:
@@ -74,13 +92,18 @@ def _is_ours(block: Any) -> bool:
     norms = [getattr(block, name) for name in ("norm1", "norm2", "norm_little") if hasattr(block, name)]
     layers = [attn.qkv, attn.proj, mlp.lin1, mlp.lin2] if _has_layers(attn, mlp) else []
     layers += [getattr(parent, name) for parent, name in ((attn, "kv_little"), (block, "up")) if hasattr(parent, name)]
-    return bool(layers) and _are_plain(block, layers, norms) and "rescalable" in vars(type(attn)) and is_plain(attn, type(attn))
+    return (
+        bool(layers)
+        and _are_plain(block, layers, norms)
+        and "rescalable" in vars(type(attn))
+        and is_plain(attn, type(attn))
+    )
 
 
 def _has_layers(attn: nn.Module, mlp: nn.Module) -> bool:
     if not is_plain(mlp, MLPBlock, Int8MLP) or not hasattr(attn, "qkv"):
         return False
-    act = getattr(mlp, "act", None)
+    act: Any = getattr(mlp, "act", None)
     return isinstance(mlp, Int8MLP) or (is_plain(act, nn.GELU) and act.approximate == "none")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ def _all_tokens(geometry: Geometry, batch: int, whole: bool) -> Ragged:
     rows, columns = geometry.rows.repeat(batch), geometry.columns.repeat(batch)
     if whole:
         return _global(place, rows, columns, geometry.grid, batch)
-    return _windows(geometry, place, place, rows, columns, batch)
+    made = _windows(geometry, place, place, rows, columns, batch)
+    return replace(made, places=made.queries.argsort().int())
 
 
 def selected_tokens(selection: Selection, whole: bool) -> Ragged:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..fast.native.stem import PackedStem
+from .kernels import Kernels, without_kernels
+
 # Stages: blocks, kernel, stride of the first block, factor of expansion, output channels: EfficientNet-Lite0's seven.
 STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
@@ -74,6 +77,7 @@ class MobileStem(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.kernels = Kernels()
         self.first = SameConv(3, FIRST, 3, 2)
         stages, channels = [], FIRST
         for blocks, kernel, stride, expansion, out_channels in STAGES:
@@ -94,6 +98,14 @@ class MobileStem(nn.Module):
         self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.kernels.dtype:
+            return self._in_torch(x)
+        packed = self.kernels.around(self, x, _LAYERS, PackedStem)
+        if packed is None:
+            return without_kernels(self, lambda x, _: self._in_torch(x), x, None)
+        return torch.stack([packed.tokens(image) for image in x])
+
+    def _in_torch(self, x: Tensor) -> Tensor:
         device = x.device.type
         grid = (x.shape[2] // 16, x.shape[3] // 16)
         # On CPUs autocast would convert every thin layer's input and weights: twice the time of float32 in training.
@@ -109,3 +121,6 @@ class MobileStem(nn.Module):
                         part = F.interpolate(part, scale_factor=2.0, mode="bilinear")[:, :, : grid[0], : grid[1]]
                     tokens = tokens + part
         return tokens.permute(0, 2, 3, 1)
+
+
+_LAYERS = (SameConv, InvertedResidual, nn.Conv2d, nn.Sequential, nn.ModuleList, nn.ModuleDict)

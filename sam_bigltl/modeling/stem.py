@@ -6,10 +6,15 @@ Convolutions at strides 2 to 16 learn edges and textures from far fewer photogra
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..fast.native.ends import PackedProjection
+from .kernels import Kernels, without_kernels
 
 
 class PatchProjection(PatchEmbed):
@@ -19,8 +24,20 @@ class PatchProjection(PatchEmbed):
     cores), the product 4, 8 and 13.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kernels = Kernels()
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, gh, gw, dim)"""
+        if not self.kernels.dtype:
+            return self._in_torch(x)
+        packed = self.kernels.around(self, x, (nn.Conv2d,), PackedProjection)
+        if packed is None:
+            return without_kernels(self, lambda x, _: self._in_torch(x), x, None)
+        return torch.stack([packed.tokens(image) for image in x])
+
+    def _in_torch(self, x: Tensor) -> Tensor:
         if x.dtype != torch.bfloat16 or x.device.type != "cpu":
             return super().forward(x)
         (batch, channels, height, width), side = x.shape, self.proj.stride[0]

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from ..errors import InputError
-from ..fast.native.ops import check_kernels
+from ..fast.choice import Native, choose
+from ..fast.precision import set_precision
 from ..fast.quantize import Int8Linear
 from ..memory import keep_freed_memory
 from .blocks import LITTLE, EBlock, PBlock
@@ -76,7 +77,13 @@ class Transition(nn.Module):
         packed = self.kernels.transition(self, x)
         if packed is None:
             return selection.scatter_(self.estimate(x, little), selected)
-        rows = (x.flatten(0, 1), little.flatten(0, 1), selected.reshape(-1, x.shape[-1]), selection.flat, selection.rest)
+        rows = (
+            x.flatten(0, 1),
+            little.flatten(0, 1),
+            selected.reshape(-1, x.shape[-1]),
+            selection.flat,
+            selection.rest,
+        )
         return packed.up(*rows).view_as(x)
 
 
@@ -157,35 +164,35 @@ class Trunk(nn.Module):
     def keep_ratio(self, value: KeepRatio) -> None:
         self._keep_ratio = self._checked(value)
 
-    def optimize(self, dtype: str = "bfloat16", compile: bool = False, native: bool = False) -> Self:
+    def optimize(self, dtype: str = "auto", compile: bool = False, native: Native = "auto") -> Self:
         """Make inference faster, in place, with the same calls after it; returns the encoder.
 
         The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
 
         Args:
-            dtype: "bfloat16", "int8" (linear layers; CPU only, cannot be undone) or "float32".
+            dtype: "auto" is the fastest of float32 and bfloat16 on this machine, with what was chosen and why printed
+                to stderr, once (`sam_bigltl.fast.choice`); or "float32", "bfloat16", "int8" (linear layers; CPU only,
+                cannot be undone).
             compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio`
                 at its first call, which takes minutes on a CPU; one that had its turn never compiles again. "auto"
                 stays as it is. Not for int8.
-            native: run attention and rounding in this project's C++ kernels (`sam_bigltl.native`), for bfloat16 and
-                int8 on CPUs with AVX512-BF16. They are compiled here and now if they were not before: a second or two.
+            native: run this project's C++ kernels (CPU only). "auto": where they can be had, but neither beside
+                `compile` nor for a "float32" that is asked for by name, which is torch's own.
 
         Raises:
-            InputError: a dtype that there is not, or what cannot run on this machine.
-        """
-        from ..fast.precision import set_precision  # which imports this module
+            InputError: a dtype that there is not, what cannot run on this machine, int8 where it would take minutes.
 
+        Warns:
+            SlowFormat: bfloat16 on a processor that does not multiply it.
+        """
         if compile and dtype == "int8":
             raise InputError("int8 layers cannot be compiled: choose dtype='bfloat16' or compile=False")
-        if native:
-            if self.pos_embed.device.type != "cpu":
-                raise InputError("the C++ kernels run on the CPU only: leave native (--native) out")
-            if compile:
-                raise InputError("what the C++ kernels compute cannot be compiled: choose native=True or compile=True")
-            check_kernels(dtype)
-        set_precision(self, dtype)
-        use_kernels(self, native)
-        keep_freed_memory()
+        if compile and native is True:
+            raise InputError("what the C++ kernels compute cannot be compiled: choose native=True or compile=True")
+        kernels = False if compile and native == "auto" else native
+        chosen = choose(cast(torch.device, self.pos_embed.device), dtype, kernels, self.training)
+        chosen.say()
+        self.compute_in(chosen.dtype, chosen.native)
         if compile:
             # The limit counts the graphs of all encoders together; what is beyond it would run uncompiled in silence.
             config = torch._dynamo.config
@@ -194,6 +201,12 @@ class Trunk(nn.Module):
             self._prepare()  # index maps made during a call would cost a graph
             self.compile(dynamic=False)
         return self
+
+    def compute_in(self, dtype: str, native: bool) -> None:
+        """What `optimize` does once it is decided: a format of `PRECISIONS`, and whether the C++ kernels run it."""
+        set_precision(self, dtype)
+        use_kernels(self, native)
+        keep_freed_memory()
 
     def _prepare(self) -> None:
         """Make what calls keep for the next ones."""
@@ -314,13 +327,13 @@ class Trunk(nn.Module):
         return min(tokens, int((mass < self.auto_mass).sum()) + 1)
 
 
-def use_kernels(encoder: nn.Module, native: bool) -> None:
+def use_kernels(encoder: Any, native: bool) -> None:
     """Let an encoder compute with the C++ kernels or without them, in place."""
     module: Any
     dtype = encoder.precision if native else ""
     encoder.kernels_dtype = dtype
     for module in encoder.modules():
-        if isinstance(module, (PBlock, EBlock, Transition)):
+        if isinstance(getattr(module, "kernels", None), Kernels):
             module.kernels.dtype = dtype
         elif isinstance(module, Int8Linear):
             module.native = bool(dtype)

@@ -25,7 +25,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..errors import InputError
 from ..modeling import unchanged
-from ..modeling.decode import draw
+from .decoding import draw_masks
 from .predictor import SamPredictor
 from .prompt_checks import check_image
 from .resize import ResizeLongestSideFloat32
@@ -138,7 +138,7 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
             kernels, iou = kernels[:, 1:], iou[:, 1:].float()  # the three of an ambiguous prompt
             keep = iou > self.pred_iou_thresh if self.pred_iou_thresh > 0.0 else torch.ones_like(iou, dtype=torch.bool)
             rows = keep.any(dim=1)
-            masks = draw(predictor.model.mask_decoder, image[rows], kernels[rows], predictor.features.shape[-2:])
+            masks = draw_masks(predictor.model, image[rows], kernels[rows], predictor.features.shape[-2:])
             low_res.append(masks[keep[rows]].float())
             scores.append(iou[keep])
             kept.append(keep.cpu())

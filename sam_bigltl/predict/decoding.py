@@ -14,6 +14,10 @@ from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..fast.native import enlarge
+from ..fast.native.blocks import Kept
+from ..fast.native.draw import PackedUpscaling, fits
+from ..modeling import unchanged
 from ..modeling.decode import draw, read_prompts
 
 # One for each module that several predictors share; not attributes of the modules, which are copied and pickled.
@@ -21,6 +25,7 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # a
 _LOCKS_LOCK = threading.Lock()
 # `get_dense_pe()` of a prompt encoder, with what it was computed of.
 _POSITIONS: WeakKeyDictionary[nn.Module, tuple[Tensor, int, tuple[int, ...], Tensor]] = WeakKeyDictionary()
+_UPSCALINGS: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()  # packed weights of mask decoders
 
 Points = tuple[Tensor, Tensor]  # coordinates (B, N, 2) and labels (B, N)
 
@@ -70,8 +75,19 @@ def decode_fast(
     """The same where everything is plain (`unchanged.is_plain`), for one image and so many mask inputs."""
     image, kernels, iou_predictions = read_fast(sam, inputs, mask_inputs)
     outputs = slice(1, None) if multimask_output else slice(0, 1)
-    low_res_masks = draw(sam.mask_decoder, image, kernels[:, outputs], inputs["image_embeddings"].shape[-2:])
+    low_res_masks = draw_masks(sam, image, kernels[:, outputs], inputs["image_embeddings"].shape[-2:])
     return low_res_masks.float(), iou_predictions[:, outputs].float()
+
+
+def draw_masks(sam: Sam, image: Tensor, kernels: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """`modeling.decode.draw`, in the C++ kernels where the encoder computes in them."""
+    upscaling = sam.mask_decoder.output_upscaling
+    if not _in_kernels(sam) or image.requires_grad or image.dtype != torch.float32 or not fits(upscaling):
+        return draw(sam.mask_decoder, image, kernels, grid)
+    with lock_of(upscaling):
+        kept = _UPSCALINGS.setdefault(upscaling, Kept())
+        packed = kept.get(upscaling, PackedUpscaling, "float32")
+    return packed.draw(image, kernels, grid)
 
 
 def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +106,30 @@ def read_fast(sam: Sam, inputs: dict[str, Any], mask_inputs: int = 0) -> tuple[T
         dense[:images],
     )
     return image.flatten(0, 1), kernels.flatten(0, 1), iou.flatten(0, 1)
+
+
+def _in_kernels(sam: Sam) -> bool:
+    return bool(getattr(sam.image_encoder, "kernels_dtype", ""))
+
+
+def masks_of(
+    sam: Sam, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], return_logits: bool
+) -> Tensor:
+    """Masks (B, C, H, W), bool or float32 logits, of low-resolution logits (B, C, h, w).
+
+    Where the C++ kernels are on, bool ones are computed only where a mask can be.
+    """
+    side = sam.image_encoder.img_size
+    if (
+        not return_logits
+        and _in_kernels(sam)
+        and sam.mask_threshold == 0.0
+        and enlarge.fits(low_res, side, *input_size, *original_size)
+        and unchanged.has_plain_postprocess(sam)
+    ):
+        return enlarge.masks(low_res, side, input_size, original_size)
+    masks = sam.postprocess_masks(low_res, input_size, original_size)
+    return masks if return_logits else masks > sam.mask_threshold
 
 
 def _embed(

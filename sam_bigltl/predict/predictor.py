@@ -166,7 +166,9 @@ class SamPredictor(segment_anything.SamPredictor):
             if focus is not None:
                 encoder.focus = focus
             try:
-                features = encoder(batch.to(decoding.dtype_of(encoder, batch.dtype)))
+                # C++ kernels take float32, whatever the weights are kept in.
+                in_kernels = getattr(encoder, "kernels_dtype", "")
+                features = encoder(batch if in_kernels else batch.to(decoding.dtype_of(encoder, batch.dtype)))
             finally:
                 if focus is not None:
                     encoder.focus = None
@@ -290,8 +292,7 @@ class SamPredictor(segment_anything.SamPredictor):
         original_size: tuple[int, int],
         return_logits: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        masks = self.model.postprocess_masks(low_res, input_size, original_size)
-        return masks if return_logits else masks > self.model.mask_threshold, iou, low_res
+        return decoding.masks_of(self.model, low_res, input_size, original_size, return_logits), iou, low_res
 
     def _check_tensors(self, *prompts: torch.Tensor | None) -> None:
         for name, values in zip(("point_coords", "point_labels", "boxes", "mask_input"), prompts, strict=True):

@@ -104,7 +104,7 @@ def load_predictor(checkpoint: str | None, device: torch.device, precision: str,
     from ..convert.sam import load_sam
 
     sam = load_sam(checkpoint or default_checkpoint()).to(device)
-    sam.image_encoder.optimize(precision, native=native)
+    sam.image_encoder.compute_in(precision, native)
     return SamPredictor(sam, strict=True)
 
 

@@ -23,6 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from ..data.photos import preprocess
 from ..data.sources import ListedSource, Photo
 from ..errors import InputError
+from ..fast.processor import multiplies_bfloat16
 from ..training.distill import fingerprint
 from ..training.engine import Batch
 from ..training.frames import FrameConfig, make_frame
@@ -139,7 +140,7 @@ def distil(
 def _precision(device: torch.device) -> str:
     """bfloat16 where the processor multiplies it: elsewhere it is many times slower than float32."""
     if device.type == "cpu":
-        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        fast = multiplies_bfloat16()
     else:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return "bfloat16" if fast else "float32"

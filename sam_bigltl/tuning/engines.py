@@ -45,7 +45,8 @@ class Engines:
     def _model(self, dtype: str) -> Sam:
         if dtype == "float32":
             return self.sam
-        encoder = copy.deepcopy(self.sam.image_encoder).optimize(dtype=dtype)
+        encoder = copy.deepcopy(self.sam.image_encoder)
+        encoder.compute_in(dtype, native=False)
         model = Sam(encoder, self.sam.prompt_encoder, self.sam.mask_decoder)
         model.pixel_mean, model.pixel_std = self.sam.pixel_mean, self.sam.pixel_std
         return model.eval()

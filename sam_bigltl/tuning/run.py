@@ -95,12 +95,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.wanted, self.model, self.has_little, self.photographs = wanted, model, has_little, photographs
         self.folder, self.kept, self.say = folder, kept, say
-        self.formats = formats_here(model.device)
-        if wanted.dtypes is not None:
-            here = {dtype for dtype, _ in self.formats}
-            if missing := [dtype for dtype in wanted.dtypes if dtype not in here]:
-                raise InputError(f"{missing[0]} does not run on this machine: compare {', '.join(sorted(here))}")
-            self.formats = [each for each in self.formats if each[0] in wanted.dtypes]
+        self.formats = formats_here(model.device, wanted.dtypes)
         for ratio in (*wanted.ratios, 1.0):
             model.image_encoder.keep_ratio = ratio  # raises what is wrong with it
         self.original, self.engines = original_of(model), Engines(model)

@@ -7,26 +7,26 @@ from collections.abc import Sequence
 import torch
 
 from ..convert.tuned import FORMATS, Setting, apply, ratio_text
-from ..errors import InputError
-from ..fast.native import build
+from ..fast.choice import check, formats
 
 __all__ = ["FORMATS", "RATIOS", "Setting", "apply", "formats_here", "ratio_text", "settings_of"]
 
 RATIOS: tuple[float | str, ...] = (1.0, 0.75, 0.5, 0.25, 0.125, 0.0625, "auto")
 
 
-def formats_here(device: torch.device) -> list[tuple[str, bool]]:
-    """(dtype, native) of everything that runs on this machine."""
-    if device.type != "cpu":
-        return [("float32", False), ("bfloat16", False)]
-    formats = [each for each in FORMATS if not each[1]]
-    if not torch.backends.mkldnn.is_available():
-        formats.remove(("int8", False))
-    try:
-        build.load()
-    except InputError:  # the processor lacks the instructions, or there is no compiler
-        return formats
-    return list(FORMATS)
+def formats_here(device: torch.device, dtypes: Sequence[str] | None = None) -> list[tuple[str, bool]]:
+    """(dtype, native) of everything that is worth running on this machine, or of all that runs in the `dtypes` named.
+
+    Raises InputError for one that does not run.
+    """
+    found = formats(device)
+    if dtypes is None:
+        return found
+    for dtype in dtypes:
+        if dtype not in {own for own, _ in found}:
+            check(device, dtype, native=False)
+            found.append((dtype, False))  # slow, but asked for
+    return [each for each in found if each[0] in dtypes]
 
 
 def settings_of(

@@ -18,7 +18,8 @@ from torch import nn
 
 import sam_bigltl
 from sam_bigltl import InputError, accelerate, accelerated, load_sam, save_sam
-from sam_bigltl.convert.in_place import formats
+from sam_bigltl.fast import choice
+from sam_bigltl.fast.choice import Choice
 from sam_bigltl.modeling.encoder import BigLittleEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,9 +168,10 @@ def test_a_copy_in_eval_mode_needs_no_no_grad():
     assert images.grad.abs().max() > 0
 
 
-def test_training_mode_means_float32(capsys):
+def test_training_mode_means_float32(monkeypatch, capsys):
+    monkeypatch.setattr(choice, "_SAID", set())
     sam = accelerate(small_reference_sam().train())
-    assert sam.image_encoder.format == ("float32", False)
+    assert sam.image_encoder.format == Choice("float32", False)
     assert "float32" in capsys.readouterr().err
 
 
@@ -348,26 +350,6 @@ def test_settings_that_there_are_not(settings):
     with pytest.raises(InputError):
         accelerate(sam, **settings)
     assert type(sam.image_encoder) is segment_anything.modeling.ImageEncoderViT
-
-
-@pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_auto_takes_bfloat16_only_where_the_processor_has_it(monkeypatch, capsys, has_bfloat16):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16, raising=False)
-    monkeypatch.setattr(formats.build, "load", lambda: None)
-    expected = ("bfloat16", True) if has_bfloat16 else ("float32", False)
-    assert formats.choose(torch.device("cpu")) == expected
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and expected[0] in message and "AVX512-BF16" in message
-
-
-def test_auto_without_a_compiler(monkeypatch, capsys):
-    def load():
-        raise InputError("native kernels need a C++ compiler: install g++ or leave native (--native) out")
-
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    monkeypatch.setattr(formats.build, "load", load)
-    assert formats.choose(torch.device("cpu")) == ("bfloat16", False)
-    assert "C++ compiler" in capsys.readouterr().err
 
 
 def test_runs_before_and_after_in_inference_mode():

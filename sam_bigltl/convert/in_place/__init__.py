@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ...errors import InputError
+from ...fast.choice import Native, choose
 from . import little
 from .encoder import InPlaceEncoder
-from .formats import choose
 from .little import Images
 from .site import Site
 from .verify import verify
@@ -40,7 +40,7 @@ def accelerate(
     model: _Model,
     keep_ratio: float | Sequence[float] | str = 1.0,
     dtype: str = "auto",
-    native: bool | Literal["auto"] = "auto",
+    native: Native = "auto",
     *,
     weights: str | Path | None = None,
     images: Images | None = None,
@@ -57,10 +57,9 @@ def accelerate(
             SamVisionModel, SamHQModel or SamHQVisionModel, or a pipeline with it; ultralytics' SAM; timm's `samvit_*`;
             or one of ours.
         keep_ratio: see `BigLittleEncoder`. Below 1.0 the encoder needs a little path: `weights` or `images`.
-        dtype: "float32", "bfloat16" or "int8" (CPU only); "auto" is bfloat16 where the processor or GPU has it and the
-            model is in eval mode, else float32.
-        native: whether C++ kernels run it (CPUs with AVX512-BF16); "auto" where they can. What "auto" chose is printed
-            to stderr.
+        dtype, native: as in `BigLittleEncoder.optimize`: "auto" is the fastest format that keeps masks on this machine,
+            in C++ kernels where they can be had, and float32 while the model is in training mode. What was chosen is
+            printed to stderr.
         weights: a big.LITTLE file of this project that was distilled from this model. Its whole encoder is used.
         images: some dozens of photographs, uint8 RGB arrays (H, W, 3) or paths, to fit the little path to.
         undo: give the model its own encoder back: the very object, on the model's present device.
@@ -104,6 +103,7 @@ def accelerate(
     elif asks_little and exact.is_dense:
         raise _no_little()
     format = choose(exact.pos_embed.device, dtype, native, exact.training)
+    format.say()
     if live is not None and live.exact is exact and live.is_in(format):
         live.keep_ratio = keep_ratio
         return model

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ...errors import InputError
+from ...fast.choice import Choice, Native
 from ...fast.precision import PRECISIONS
 from ...modeling.calls import is_plain
 from ...modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ...modeling.routing import Route
 from ...modeling.trunk import Taps
-from .formats import Format
 
 # Of the pass that runs: threads may share one encoder.
 _TAPS: ContextVar[Taps | None] = ContextVar("taps", default=None)
@@ -66,7 +66,7 @@ class InPlaceEncoder(BigLittleEncoder):
     """
 
     origin: Origin
-    format: Format
+    format: Choice
     norm_only: bool
 
     def __init__(self, config: EncoderConfig, norm_only: bool = False) -> None:
@@ -154,15 +154,15 @@ class InPlaceEncoder(BigLittleEncoder):
     def _trainable(self) -> list[bool]:
         return [value.requires_grad for value in self.parameters()]
 
-    def optimize(self, dtype: str = "bfloat16", compile: bool = False, native: bool = False) -> Self:
+    def optimize(self, dtype: str = "auto", compile: bool = False, native: Native = "auto") -> Self:
         """Refused: the weights belong to somebody else's model too."""
         raise InputError("this encoder is in another library's model: call sam_bigltl.accelerate(model, dtype=...)")
 
-    def is_in(self, chosen: Format) -> bool:
+    def is_in(self, chosen: Choice) -> bool:
         """Whether it computes in `chosen`; `.half()` of the model may have converted an exact one since."""
-        return self.format == chosen and self.pos_embed.dtype == PRECISIONS[chosen.dtype]
+        return self.format == chosen and (chosen.dtype == "int8" or self.pos_embed.dtype == PRECISIONS[chosen.dtype])
 
-    def in_format(self, chosen: Format) -> InPlaceEncoder:
+    def in_format(self, chosen: Choice) -> InPlaceEncoder:
         """This exact encoder made ready for `chosen`, or a copy of it where its weights are of another format."""
         if chosen.dtype != "int8" and self.pos_embed.dtype == PRECISIONS[chosen.dtype]:
             result = self
@@ -178,7 +178,7 @@ class InPlaceEncoder(BigLittleEncoder):
             result.origin = Origin(self.origin.theirs, self.origin.names, self, order=self.origin.order)
             result.train(self.training)
         result._is_copy = False  # while it is converted
-        BigLittleEncoder.optimize(result, chosen.dtype, native=chosen.native)
+        result.compute_in(chosen.dtype, chosen.native)
         result._is_copy = result is not self
         if result._is_copy:
             given = dict(_tensors(self))

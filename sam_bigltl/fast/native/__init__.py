@@ -1,4 +1,1 @@
-"""C++ kernels for CPUs with AVX512-BF16.
-
-They are compiled on the user's machine, once, when `optimize(native=True)` asks for them.
-"""
+"""C++ kernels for CPUs with AVX2 or more, and for Arm's: in the wheel, or compiled when `optimize()` asks for them."""

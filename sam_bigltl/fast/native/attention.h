@@ -81,12 +81,27 @@ BIGLTL_INLINE Ints as_word(Floats value, Floats inverse) {
   return nearest(value * inverse);
 }
 
+// The words from number `first` on of a row of d channels; zeros after the last.
+template <class Format, class T>
+BIGLTL_INLINE Ints words_at(const T* row, int64_t d, int64_t first, Floats inverse) {
+  const int64_t c = first * Format::kValues;
+  const Ints low = as_word<Format>(load(row + c, d - c), inverse);
+  if constexpr (std::is_same_v<Format, Float32>) return low;
+  const int64_t left = std::max<int64_t>(d - c - kLanes, 0);
+  return join_shorts(low, left == 0 ? Ints{} : as_word<Format>(load(row + c + kLanes, left), inverse));
+}
+
 template <class Format, class Row>
 float common_scale(int64_t d, int64_t count, Row row, float levels) {
   if constexpr (std::is_same_v<Format, Float32>) return 1.0f;
-  float most = 0.0f;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, magnitude_of(row(i), d));
-  return scale_of(most, levels);
+  Floats most{};
+  for (int64_t i = 0; i < count; ++i) {
+    const auto* source = row(i);
+    // The same channels of the next head, which lie far from those of the next key.
+    for (int64_t c = 0; c < d; c += 64 / sizeof *source) __builtin_prefetch(source + d + c);
+    for (int64_t c = 0; c < d; c += kLanes) most = max(most, magnitude(load(source + c, d - c)));
+  }
+  return scale_of(largest(most), levels);
 }
 
 // `count` rows of d channels as weights of `tile`, [panel of kPanel rows][word][row], the last row repeated up to a
@@ -96,21 +111,12 @@ float pack_rows(int64_t d, int64_t count, Row row, float levels, uint32_t* packe
   const int64_t words = words_of(d, Format::kValues), padded = round_up(count, kLanes);
   const float scale = common_scale<Format>(d, count, row, levels);
   const Floats inverse = all(1.0f / scale);
-  alignas(64) uint32_t lines[kLanes][kChannels + 2 * kLanes];  // kLanes rows as words
   for (int64_t first = 0; first < padded; first += kLanes) {
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const auto* source = row(std::min(first + i, count - 1));
-      for (int64_t c = 0; c < d; c += kLanes) {
-        const Ints value = as_word<Format>(load(source + c, d - c), inverse);
-        if constexpr (std::is_same_v<Format, Float32>) store(lines[i] + c, value);
-        else store_shorts(reinterpret_cast<int16_t*>(lines[i]) + c, value);
-      }
-    }
     const int64_t panel = first / kPanel * kPanel, width = std::min<int64_t>(kPanel, padded - panel);
     uint32_t* target = packed + panel * words + first - panel;
     for (int64_t w = 0; w < words; w += kLanes) {
       Ints block[kLanes];
-      for (int i = 0; i < kLanes; ++i) block[i] = load(lines[i] + w);
+      for (int i = 0; i < kLanes; ++i) block[i] = words_at<Format>(row(std::min(first + i, count - 1)), d, w, inverse);
       transpose(block);
       for (int64_t i = 0; i < std::min<int64_t>(kLanes, words - w); ++i) store(target + (w + i) * width, block[i]);
     }
@@ -321,20 +327,21 @@ void attend(const Attention& a, int64_t threads) {
   static thread_local Buffer<uint32_t> shared;
   const Plan<Format> plan(a);
   const int64_t problems = a.windows * a.heads;
-  const bool apart = problems >= 4 * threads;  // one thread does a whole window and head
+  const bool apart = a.windows >= 4 * threads;  // one thread does a whole window
   uint32_t* scratch = shared.of(2 * plan.table_words + (apart ? 0 : problems * plan.head_words));
   const uint32_t* tables = pack_tables(a, plan, scratch);
   uint32_t* all_packed = scratch + 2 * plan.table_words;
   if (apart) {
-    parallel_for(problems, threads, [&](int64_t problem) {
+    parallel_for(a.windows, threads, [&](int64_t window) {
       static thread_local Buffer<uint32_t> own;
-      const int64_t window = problem / a.heads, head = problem % a.heads;
       const int64_t begin = a.starts[window], end = a.starts[window + 1];
       if (begin == end) return;
       uint32_t* packed = own.of(plan.head_words);
-      pack_keys<Format, T>(a, plan, window, head, packed);
-      for (int64_t i = begin; i < end; i += kQueries)
-        attend_block<Format, T>(a, plan, tables, packed, head, i, std::min(end, i + kQueries), own_block());
+      for (int64_t head = 0; head < a.heads; ++head) {
+        pack_keys<Format, T>(a, plan, window, head, packed);
+        for (int64_t i = begin; i < end; i += kQueries)
+          attend_block<Format, T>(a, plan, tables, packed, head, i, std::min(end, i + kQueries), own_block());
+      }
     });
     return;
   }

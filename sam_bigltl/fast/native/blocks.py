@@ -15,17 +15,6 @@ from torch import Tensor, nn
 from . import ops
 from .ragged import Ragged
 
-Weights = tuple[Tensor, Tensor | None]
-
-
-class _Norm:
-    """A LayerNorm as the kernels read it: float32, contiguous."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        self.weight = norm.weight.detach().float().contiguous()
-        self.bias = norm.bias.detach().float().contiguous()
-        self.eps = norm.eps
-
 
 def _pack(layer: Any, dtype: str, chunked: bool = False, factor: Tensor | None = None) -> ops.Packed:
     """A layer's weights; `factor` (out,) is multiplied into them."""
@@ -49,7 +38,9 @@ class PackedBlock:
         attn, mlp = block.attn, block.mlp
         self.num_heads = attn.num_heads
         self.products = "float32" if dtype == "float32" or not ops.has_fast_integers() else "int16"
-        self.norm1, self.norm2 = (_Norm(norm_before(block, *names)) for names in (("norm1", "attn.qkv"), ("norm2", "mlp.lin1")))
+        self.norm1, self.norm2 = (
+            ops.Norm(norm_before(block, *names)) for names in (("norm1", "attn.qkv"), ("norm2", "mlp.lin1"))
+        )
         self.qkv, self.proj = _pack(attn.qkv, dtype), _pack(attn.proj, dtype)
         self.lin1, self.lin2 = _pack(mlp.lin1, dtype), _pack(mlp.lin2, dtype, chunked=True)
         bias = attn.qkv.bias
@@ -60,12 +51,17 @@ class PackedBlock:
             self.tables = (attn.rel_pos_h.detach().float().contiguous(), attn.rel_pos_w.detach().float().contiguous())
         self.up: ops.Packed | None = None
         if hasattr(attn, "kv_little"):
-            self.norm_little = _Norm(norm_before(block, "norm_little", "attn.kv_little"))
+            self.norm_little = ops.Norm(norm_before(block, "norm_little", "attn.kv_little"))
             self.kv_little = _pack(attn.kv_little, dtype)
             self.up = _pack(block.up, dtype, factor=block.gamma.detach().float())
 
     def dense(self, x: Tensor, layout: Ragged) -> Tensor:
         """Every token, x (R, C) float32 -> (R, C)."""
+        if self.tables is None and ops.fits_windows(layout):
+            return ops.windows(
+                x, layout, self.norm1, self.qkv, self.padding, self.num_heads, self.proj, self.norm2, self.lin1,
+                self.lin2, self.products,
+            )  # fmt: skip
         dim = x.shape[1]
         qkv = ops.linear(self.qkv, x, self.norm1, dtype=self.qkv.stored)
         return self._rest(x, qkv, qkv[:0, dim:], layout)
@@ -83,7 +79,13 @@ class PackedBlock:
         return self._rest(x, qkv, kv, layout, little, flat)
 
     def _rest(
-        self, x: Tensor, qkv: Tensor, kv: Tensor, layout: Ragged, little: Tensor | None = None, flat: Tensor | None = None
+        self,
+        x: Tensor,
+        qkv: Tensor,
+        kv: Tensor,
+        layout: Ragged,
+        little: Tensor | None = None,
+        flat: Tensor | None = None,
     ) -> Tensor:
         dim = x.shape[1]
         attended = ops.attend(

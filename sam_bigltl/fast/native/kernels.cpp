@@ -10,7 +10,12 @@
 
 #include "attention.h"
 #include "block.h"
+#include "draw.h"
+#include "enlarge.h"
+#include "inverted.h"
 #include "linear.h"
+#include "peak.h"
+#include "window.h"
 
 #define BIGLTL_JOIN(a, b, c) a##b##c
 #define BIGLTL_NAMED(level, name) BIGLTL_JOIN(bigltl_##level, _, name)
@@ -106,4 +111,31 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
     using Format = decltype(format);
     with_activation(a->activation, [&](auto kind) { finish<Format, kind>(*a, threads); });
   });
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(windows)(const Window* a, int64_t threads) {
+  with_format(a->qkv.format, [&](auto format) {
+    using Format = decltype(format);
+    if (a->format == kInt16) run_windows<Format, Int16>(*a, threads);
+    else run_windows<Format, Float32>(*a, threads);
+  });
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(prepare)(const Pixels* a, int64_t threads) { prepare(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads) {
+  if (a->project.format == kInt16) inverted<Int16>(*a, threads);
+  else inverted<Float32>(*a, threads);
+}
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }
+
+// Multiply-accumulates a second of a format's register tile on operands in the first level cache, by as many threads for
+// as many milliseconds: what no product of this level can surpass. 0 where the level does not have the format.
+BIGLTL_EXPORT double BIGLTL_FUNCTION(peak)(int64_t format, int64_t threads, int64_t milliseconds) {
+  double rate = 0.0;
+  with_format(static_cast<int32_t>(format), [&](auto kind) { rate = peak<decltype(kind)>(threads, milliseconds); });
+  return rate;
 }

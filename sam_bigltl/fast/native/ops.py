@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
 from . import levels
 from .ragged import Ragged
 
@@ -17,6 +16,7 @@ FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int16": 3}  # `FormatId` of 
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
 _LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.h
 _CHANNELS = 256
+_LARGEST_WINDOW = 256  # places, of `windows`: its rows stay in the second level cache
 _PANEL = 64  # a multiple of `kPanel` of every level
 _CHUNK = 768  # hidden units of an MLP that are in the cache at a time
 _SUM = 2**31 - 2**16  # of integers
@@ -31,7 +31,9 @@ def _fields(*groups: tuple[type, str]) -> list[tuple[str, type]]:
 class _Packed(ctypes.Structure):
     """Mirrors `Packed` of product.h."""
 
-    _fields_ = _fields((_ptr, "words scales bias"), (_i64, "inputs outputs chunk"), (_i32, "format weight_levels row_levels"))
+    _fields_ = _fields(
+        (_ptr, "words scales bias"), (_i64, "inputs outputs chunk"), (_i32, "format weight_levels row_levels")
+    )
 
 
 class _Linear(ctypes.Structure):
@@ -66,15 +68,6 @@ class _Finish(ctypes.Structure):
     )  # fmt: skip
 
 
-def check_kernels(dtype: str) -> None:
-    """Raise InputError where this machine has no kernels for `dtype`, of "float32", "bfloat16" and "int8"."""
-    if dtype == "bfloat16" and not has("bfloat16"):
-        raise InputError(
-            f"this processor ({levels.level()}) does not multiply bfloat16: choose float32 or int8 (--dtype), or leave native out"
-        )
-    levels.function("linear")
-
-
 def has_fast_integers() -> bool:
     """Whether 16-bit integer products are faster than float32 ones."""
     return not str(levels.level()).startswith("neon")
@@ -84,6 +77,25 @@ def has_fast_integers() -> bool:
 def has(name: str) -> bool:
     """Whether this processor's level has products of a format of FORMATS."""
     return bool(levels.function("has")(_i32(FORMATS[name])))
+
+
+class _Window(ctypes.Structure):
+    """Mirrors `Window` of window.h."""
+
+    _fields_ = _fields(
+        (_ptr, "x"), (_i64, "stride"), (_ptr, "keys starts queries places"), (_i64, "key_places windows heads d"),
+        (_f32, "scale"), (_ptr, "padding norm1_weight norm1_bias"), (_f32, "eps1"), (_Packed, "qkv"), (_Finish, "rest"),
+        (_i32, "format"),
+    )  # fmt: skip
+
+
+class Norm:
+    """A LayerNorm as the kernels read it: float32, contiguous."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.weight = norm.weight.detach().float().contiguous()
+        self.bias = norm.bias.detach().float().contiguous()
+        self.eps = norm.eps
 
 
 @dataclass
@@ -153,12 +165,12 @@ def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
-def _norm(norm: nn.LayerNorm | None) -> tuple[int | None, int | None, float]:
+def _norm(norm: Norm | None) -> tuple[int | None, int | None, float]:
     return (None, None, 0.0) if norm is None else (norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
 
 
 def linear(
-    packed: Packed, x: Tensor, norm: nn.LayerNorm | None = None, source: Tensor | None = None, activation: str = "none",
+    packed: Packed, x: Tensor, norm: Norm | None = None, source: Tensor | None = None, activation: str = "none",
     residual: Tensor | None = None, out: Tensor | None = None, target: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:  # fmt: skip
@@ -166,7 +178,7 @@ def linear(
 
     Args:
         x: (n, in) float32, rows at any stride.
-        norm: LayerNorm of the rows before it, float32.
+        norm: of the rows before it.
         source: rows of x to take, int64 (R,); None for all in order.
         activation: of ACTIVATIONS.
         residual: added to the result, (rows of out, out) float32.
@@ -232,8 +244,9 @@ _NOTHING = _Packed()
 
 
 def finish(
-    attended: Tensor, x: Tensor, proj: Packed, norm: nn.LayerNorm, lin1: Packed, lin2: Packed, activation: str = "gelu",
-    up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None, out: Tensor | None = None,
+    attended: Tensor, x: Tensor, proj: Packed, norm: Norm, lin1: Packed, lin2: Packed, activation: str = "gelu",
+    up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(activation(lin1(norm(x)))).
 
@@ -254,4 +267,38 @@ def finish(
         *_norm(norm), ACTIVATIONS[activation], lin1.problem, lin2.problem, out.data_ptr(), out.stride(0),
     )  # fmt: skip
     levels.function("finish")(ctypes.byref(problem), _threads())
+    return out
+
+
+def fits_windows(ragged: Ragged) -> bool:
+    """Whether `windows` takes blocks of these windows: small ones, enough for all threads."""
+    places = ragged.grid[0] * ragged.grid[1]
+    return ragged.places is not None and places <= _LARGEST_WINDOW and len(ragged.starts) > 2 * torch.get_num_threads()
+
+
+def windows(
+    x: Tensor, ragged: Ragged, norm1: Norm, qkv: Packed, padding: Tensor, num_heads: int, proj: Packed,
+    norm2: Norm, lin1: Packed, lin2: Packed, dtype: str = "float32",
+) -> Tensor:  # fmt: skip
+    """A whole block without relative positions, window by window; see `fits_windows`.
+
+    Args:
+        x: (R, C) float32.
+        padding: keys and values of a padded place, (2C,) float32.
+        dtype: of the attention's products, "float32" or "int16".
+
+    Returns:
+        (R, C)
+    """
+    out, dim = x.clone(), proj.inputs
+    rest = _Finish(
+        proj=proj.problem, norm_weight=norm2.weight.data_ptr(), norm_bias=norm2.bias.data_ptr(), eps=norm2.eps,
+        activation=ACTIVATIONS["gelu"], lin1=lin1.problem, lin2=lin2.problem,
+    )  # fmt: skip
+    problem = _Window(
+        out.data_ptr(), out.stride(0), ragged.keys.data_ptr(), ragged.starts.data_ptr(), ragged.queries.data_ptr(),
+        _pointer(ragged.places), ragged.keys.shape[1], ragged.starts.shape[0] - 1, num_heads, dim // num_heads,
+        (dim // num_heads) ** -0.5, padding.data_ptr(), *_norm(norm1), qkv.problem, rest, FORMATS[dtype],
+    )  # fmt: skip
+    levels.function("windows")(ctypes.byref(problem), _threads())
     return out

@@ -21,6 +21,7 @@ class Ragged:
         queries: rows of q, sorted by window, (Q,).
         rows, columns: of each row of q inside its window, (Q,).
         grid: rows and columns of the keys of a window.
+        places: where every row of q is in `queries`, (Q,), where every token asks; else None.
     """
 
     keys: Tensor
@@ -29,6 +30,7 @@ class Ragged:
     rows: Tensor
     columns: Tensor
     grid: tuple[int, int]
+    places: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

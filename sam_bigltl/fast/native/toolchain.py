@@ -83,7 +83,7 @@ def find_compiler() -> list[str] | None:
     if given:
         return [given] if os.path.isfile(given) else given.split()
     # Windows: clang++ takes these flags, and the vectors of the kernels, where cl.exe does not.
-    for name in ("clang++", "g++") if os.name == "nt" else ("c++", "g++", "clang++"):
+    for name in ("clang++",) if os.name == "nt" else ("c++", "g++", "clang++"):
         found = shutil.which(name)
         if found:
             return [found]

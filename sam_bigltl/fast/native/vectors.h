@@ -80,6 +80,11 @@ BIGLTL_INLINE void store_bytes(int8_t* target, Ints value) {
 BIGLTL_INLINE void store_shorts(int16_t* target, Ints value) {
   _mm256_storeu_si256((__m256i*)target, _mm512_cvtepi32_epi16((__m512i)value));
 }
+// As shorts, those of `low` first.
+BIGLTL_INLINE Ints join_shorts(Ints low, Ints high) {
+  const __m512i first = _mm512_castsi256_si512(_mm512_cvtepi32_epi16((__m512i)low));
+  return (Ints)_mm512_inserti64x4(first, _mm512_cvtepi32_epi16((__m512i)high), 1);
+}
 
 #elif BIGLTL_AVX2
 
@@ -110,6 +115,9 @@ BIGLTL_INLINE void store_bytes(int8_t* target, Ints value) {
   _mm_storel_epi64((__m128i*)target, _mm_packs_epi16(eight, eight));
 }
 BIGLTL_INLINE void store_shorts(int16_t* target, Ints value) { _mm_storeu_si128((__m128i*)target, shorts(value)); }
+BIGLTL_INLINE Ints join_shorts(Ints low, Ints high) {
+  return (Ints)_mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)low, (__m256i)high), 0xd8);
+}
 
 #else
 
@@ -132,6 +140,9 @@ BIGLTL_INLINE void store_bytes(int8_t* target, Ints value) {
   std::memcpy(target, &bytes, 4);
 }
 BIGLTL_INLINE void store_shorts(int16_t* target, Ints value) { vst1_s16(target, vmovn_s32((int32x4_t)value)); }
+BIGLTL_INLINE Ints join_shorts(Ints low, Ints high) {
+  return (Ints)vcombine_s16(vmovn_s32((int32x4_t)low), vmovn_s32((int32x4_t)high));
+}
 
 #endif
 
