@@ -1,7 +1,7 @@
 """Every C++ kernel in every level of instructions, against the formulas in float64.
 
 Levels of this processor run as they are, those of Arm under QEMU (Debian's `qemu-user` and `g++-aarch64-linux-gnu`).
-With KERNEL_TEST_FLAGS="-fsanitize=address,undefined" those of this processor are checked for every access to memory.
+Compiled without optimization, unless KERNEL_TEST_FLAGS says otherwise: "-O3", or "-O0 -fsanitize=address,undefined".
 """
 
 from __future__ import annotations

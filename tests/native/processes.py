@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -24,7 +25,8 @@ if os.name == "posix":
 
 _DRIVER = Path(__file__).with_name("driver.cpp")
 _CROSS_COMPILER, _CROSS_SYSTEM = "aarch64-linux-gnu-g++", Path("/usr/aarch64-linux-gnu")
-_FLAGS = os.environ.get("KERNEL_TEST_FLAGS", "").split()  # for the levels of this processor
+# In the place of -O3, with which all levels take minutes.
+_FLAGS = tuple(os.environ.get("KERNEL_TEST_FLAGS", "-O0").split())
 
 
 @contextmanager
@@ -59,44 +61,42 @@ def start(level: str, config: pytest.Config, processor: str | None = None) -> Re
     if level not in toolchain.levels_of(machine):
         pytest.skip(f"{level} is not of this kind of processor")
     compiler, emulator = toolchain.find_compiler(), []
-    flags = _FLAGS
     if machine != here:
         if not shutil.which(_CROSS_COMPILER) or not _CROSS_SYSTEM.is_dir():
             pytest.skip(f"{level} needs g++-aarch64-linux-gnu")
-        compiler, flags = [_CROSS_COMPILER], []
-        emulator, processor = ["-L", str(_CROSS_SYSTEM)], processor or "max"
+        compiler, emulator, processor = [_CROSS_COMPILER], ["-L", str(_CROSS_SYSTEM)], processor or "max"
     if not compiler:
         pytest.skip("no C++ compiler")
     if processor:
         emulator = [f"qemu-{machine}", "-cpu", processor, *emulator]
         if not shutil.which(emulator[0]):
             pytest.skip(f"{emulator[0]} of qemu-user is not installed")
-    driver, library = _compiled((*compiler, *flags), machine, config.cache.mkdir("native_levels"))
+    driver, library = _compiled(tuple(compiler), machine, config.cache.mkdir("native_levels"))
     return Remote([*emulator, str(driver), str(library)], level)
 
 
 @functools.cache
 def _compiled(compiler: tuple[str, ...], machine: str, cache: Path) -> tuple[Path, Path]:
-    """The driver and the library of all levels of `machine`, optimized a little only, which takes less time."""
-    text = " ".join((toolchain.digest(), machine, *compiler)).encode() + _DRIVER.read_bytes()
-    folder = cache / hashlib.sha256(text).hexdigest()[:16]
+    """The driver and the library of all levels of `machine`."""
+    made_by = " ".join((*compiler, *_FLAGS))
+    name = hashlib.sha256((toolchain.digest() + machine + made_by).encode() + _DRIVER.read_bytes()).hexdigest()[:16]
+    folder = cache / name
     driver, library = folder / "driver", folder / "kernels.so"
     with _alone(cache):
         if library.is_file():
             return driver, library
-        made_by = folder / "made_by"
-        for old in cache.glob(f"*/{made_by.name}"):  # of earlier sources
-            if old.read_text() == " ".join(compiler):
+        for old in cache.glob("*/made_by"):  # of earlier sources
+            if old.read_text() == made_by:
                 shutil.rmtree(old.parent)
         folder.mkdir(exist_ok=True)
-        command = [*compiler, "-std=c++17", str(_DRIVER), "-o", str(driver), "-ldl"]
+        (folder / "made_by").write_text(made_by)
+        command = [*compiler, *_FLAGS, "-std=c++17", str(_DRIVER), "-o", str(driver), "-ldl"]
         subprocess.run(command, check=True, capture_output=True)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(toolchain, "FLAGS", tuple("-O1" if flag == "-O3" else flag for flag in toolchain.FLAGS))
-            made = folder / "unfinished"
-            toolchain.compile_library(compiler, toolchain.levels_of(machine), made, folder, machine)
-        made_by.write_text(" ".join(compiler))
-        made.replace(library)
+        with TemporaryDirectory(dir=folder) as parts, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(toolchain, "FLAGS", (*_FLAGS, *(flag for flag in toolchain.FLAGS if flag != "-O3")))
+            made = Path(parts) / library.name
+            toolchain.compile_library(compiler, toolchain.levels_of(machine), made, Path(parts), machine)
+            made.replace(library)
     return driver, library
 
 
