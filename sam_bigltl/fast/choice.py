@@ -15,17 +15,18 @@ from .native import levels
 from .precision import PRECISIONS, check_precision
 from .processor import multiplies_bfloat16, multiplies_int8
 
-# What "auto" takes at each level of the C++ kernels: the fastest format that keeps masks. None: torch, without kernels.
+# What "auto" takes at each level of the C++ kernels: the fastest format that keeps masks (docs/masks.md: int8 keeps them
+# as well as bfloat16). Of Arm's levels only correctness was measured.
 AUTO = {
-    "avx2": "float32",
-    "avx2_vnni": "float32",
-    "avx2_vnni_vl": "float32",
-    "avx512": "float32",
-    "avx512_vnni": "float32",
-    "avx512_bf16": "bfloat16",
+    "avx2": "int8",
+    "avx2_vnni": "int8",
+    "avx2_vnni_vl": "int8",
+    "avx512": "int8",
+    "avx512_vnni": "int8",
+    "avx512_bf16": "int8",
     "neon": "float32",
-    "neon_dot": "float32",
-    "neon_i8mm": "float32",
+    "neon_dot": "int8",
+    "neon_i8mm": "int8",
 }
 # The levels whose kernels have a format; formats that are not here are in all of them.
 _ONLY_IN = {"bfloat16": ("avx512_bf16",)}
@@ -63,8 +64,9 @@ _SAID: set[str] = set()
 
 
 def choose(
-    device: torch.device, dtype: str = "auto", native: Native = "auto", training: bool = False, stacklevel: int = 3
-) -> Choice:
+    device: torch.device, dtype: str = "auto", native: Native = "auto", training: bool = False, stacklevel: int = 3,
+    keeps_weights: bool = False,
+) -> Choice:  # fmt: skip
     """What to compute in on `device`; the caller may `say()` it.
 
     Args:
@@ -72,6 +74,7 @@ def choose(
         native: whether to use the C++ kernels; "auto": where they can be had, but not for a float32 that is asked for
             by name.
         training: the model is in training mode, in which "auto" is float32 without kernels.
+        keeps_weights: "auto" takes no int8, whose weights nobody can read, train or save afterwards.
         stacklevel: of the warning, as `warnings.warn` counts it from here.
 
     Raises:
@@ -84,7 +87,9 @@ def choose(
         raise InputError(f"unknown dtype {dtype!r}: choose from auto, {', '.join(PRECISIONS)}")
     wanted = native is True or (native == "auto" and (dtype in _KERNELS_UNASKED or (dtype == "auto" and not training)))
     level, obstacle = _level(device, needed=native is True) if wanted else (None, "")
-    chosen, reason = (dtype, "") if dtype != "auto" else _fastest(device, level, training and native is not True)
+    chosen, reason = (
+        (dtype, "") if dtype != "auto" else _fastest(device, level, training and native is not True, keeps_weights)
+    )
     kernels = native is True or (level is not None and _has(level, chosen))
     check(device, chosen, kernels)
     if chosen == "bfloat16" and not kernels and is_slow(device, chosen):
@@ -140,7 +145,7 @@ def formats(device: torch.device) -> list[tuple[str, bool]]:
     return found
 
 
-def _fastest(device: torch.device, level: str | None, training: bool) -> tuple[str, str]:
+def _fastest(device: torch.device, level: str | None, training: bool, keeps_weights: bool) -> tuple[str, str]:
     """The fastest format that keeps masks, and why."""
     if training:
         return "float32", "the model is in training mode"
@@ -151,6 +156,10 @@ def _fastest(device: torch.device, level: str | None, training: bool) -> tuple[s
         return "float32", ""
     without = "bfloat16" if multiplies_bfloat16() else "float32"
     chosen = without if level is None else AUTO[level]
+    if chosen == "int8":
+        if not keeps_weights:
+            return chosen, "the fastest of its kernels, and masks stay"
+        chosen = "bfloat16" if _has(level, "bfloat16") else "float32"
     if chosen == "bfloat16":
         return chosen, "this processor multiplies bfloat16"
     if not multiplies_bfloat16():

@@ -36,8 +36,12 @@ def set_precision(encoder: Any, name: str) -> nn.Module:
         if not all(hasattr(encoder, part) for part in _OURS):
             raise InputError("int8 is for this project's encoders only: convert the model first")
         check_precision(name, next(encoder.parameters()).device)
+        if encoder.precision == "int8":
+            return encoder
         encoder.precision = name
         return quantize_encoder(encoder)
+    if getattr(encoder, "precision", "") == "int8":
+        raise InputError(f"this encoder is in int8, which cannot be undone: load the model again for {name}")
     check_precision(name, torch.device("cpu"))
     if all(hasattr(encoder, part) for part in _OURS):
         encoder.precision = name

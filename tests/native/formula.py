@@ -17,7 +17,7 @@ def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _activated(name: str, x: Tensor) -> Tensor:
-    return {"none": lambda x: x, "gelu": nn.functional.gelu, "relu": torch.relu}[name](x)
+    return {"none": lambda x: x, "gelu": nn.functional.gelu}[name](x)
 
 
 def linear(made: nn.Linear, x: Tensor, norm: nn.LayerNorm | None, activation: str, residual: Tensor | None) -> Tensor:
@@ -51,10 +51,10 @@ def attention(q: Tensor, table: Tensor, ragged: Ragged, tables: tuple[Tensor, Te
 
 
 def rest_of_block(
-    attended: Tensor, x: Tensor, proj: nn.Linear, norm: nn.LayerNorm, lin1: nn.Linear, lin2: nn.Linear, activation: str,
+    attended: Tensor, x: Tensor, proj: nn.Linear, norm: nn.LayerNorm, lin1: nn.Linear, lin2: nn.Linear,
     up: nn.Linear | None, little: Tensor | None, little_rows: Tensor | None,
 ) -> Tensor:  # fmt: skip
     y = x.double() + _layer(proj, attended.double())
     if up is not None and little is not None:
         y = y + _layer(up, little[little_rows].double())
-    return y + _layer(lin2, _activated(activation, _layer(lin1, _normed(norm, y))))
+    return y + _layer(lin2, _activated("gelu", _layer(lin1, _normed(norm, y))))

@@ -19,7 +19,6 @@ struct Finish {
   Packed up;  // with gamma in its weights and bias
   const float *norm_weight, *norm_bias;
   float eps;
-  int32_t activation;
   Packed lin1, lin2;  // lin2 in chunks of its inputs; a multiple of kPanel, or all
   float* out;  // (rows, C); may be x
   int64_t out_stride;
@@ -35,7 +34,7 @@ BIGLTL_INLINE void add_product(const Rows& words, int64_t rows, const Packed& p,
 }
 
 // Rows `first` to `first` + `rows` - 1 of `a`; `attended` and `x` are those of the first one.
-template <class Format, int32_t Kind>
+template <class Format>
 void finish_rows(const Finish& a, int64_t first, int64_t rows) {
   static thread_local Buffer<float> states, normed, hidden;
   const int64_t width = a.proj.out, stride = round_up(width, kLanes) + kLanes, padded = round_up(rows, kTile);
@@ -69,7 +68,7 @@ void finish_rows(const Finish& a, int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       float* row = h + r * hidden_stride;
       // Not where the product ends: there it would cost the tile its registers (float32: 40 instead of 50 GMAC/s).
-      for (int64_t c = 0; c < count; c += kLanes) store(row + c, activate<Format, Kind>(load(row + c)));
+      for (int64_t c = 0; c < count; c += kLanes) store(row + c, gelu_for<Format>(load(row + c)));
       round_row<Format>(row, count, a.lin2.row_levels, some, r);
     }
     if (begin == 0) add_product<Format, true>(some, rows, a.lin2, 0, x, stride);
@@ -79,11 +78,11 @@ void finish_rows(const Finish& a, int64_t first, int64_t rows) {
     std::memcpy(a.out + (first + r) * a.out_stride, x + r * stride, width * sizeof(float));
 }
 
-template <class Format, int32_t Kind>
+template <class Format>
 void finish(const Finish& a, int64_t threads) {
   const int64_t step = block_rows(a.rows, threads);
   parallel_for((a.rows + step - 1) / step, threads, [&](int64_t block) {
-    finish_rows<Format, Kind>(a, block * step, std::min(step, a.rows - block * step));
+    finish_rows<Format>(a, block * step, std::min(step, a.rows - block * step));
   });
 }
 

@@ -46,16 +46,6 @@ bool with_format(int32_t format, Use use) {
   }
 }
 
-// Calls `use` with an Activation as a constant.
-template <class Use>
-void with_activation(int32_t activation, Use use) {
-  switch (activation) {
-    case kGelu: return use(std::integral_constant<int32_t, kGelu>{});
-    case kRelu: return use(std::integral_constant<int32_t, kRelu>{});
-    default: return use(std::integral_constant<int32_t, kNone>{});
-  }
-}
-
 }  // namespace
 
 // Whether the level has products of a format.
@@ -90,10 +80,9 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(pack)(const float* weights, const float* bias
 BIGLTL_EXPORT void BIGLTL_FUNCTION(linear)(const Linear* a, int64_t threads) {
   with_format(a->weights.format, [&](auto format) {
     using Format = decltype(format);
-    with_activation(a->activation, [&](auto kind) {
-      if (a->half) linear<Format, uint16_t, kind>(*a, threads);
-      else linear<Format, float, kind>(*a, threads);
-    });
+    if (a->activation == kGelu) linear<Format, float, kGelu>(*a, threads);
+    else if (a->half) linear<Format, uint16_t, kNone>(*a, threads);
+    else linear<Format, float, kNone>(*a, threads);
   });
 }
 
@@ -109,8 +98,7 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(attend)(const Attention* a, int64_t threads) 
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(finish)(const Finish* a, int64_t threads) {
   with_format(a->proj.format, [&](auto format) {
-    using Format = decltype(format);
-    with_activation(a->activation, [&](auto kind) { finish<Format, kind>(*a, threads); });
+    finish<decltype(format)>(*a, threads);
   });
 }
 

@@ -6,12 +6,11 @@
 
 namespace {
 
-enum Activation : int32_t { kNone = 0, kGelu = 1, kRelu = 2 };
+enum Activation : int32_t { kNone = 0, kGelu = 1 };
 
-template <class Format, int32_t Kind>
-BIGLTL_INLINE Floats activate(Floats value) {
-  if constexpr (Kind == kGelu) return std::is_same_v<Format, Float32> ? gelu(value) : rough_gelu(value);
-  return Kind == kRelu ? max(value, Floats{}) : value;
+template <class Format>
+BIGLTL_INLINE Floats gelu_for(Floats value) {
+  return std::is_same_v<Format, Float32> ? gelu(value) : rough_gelu(value);
 }
 
 // Mirrors `_Linear` of native/ops.py.
@@ -29,7 +28,7 @@ struct Linear {
   void* out;  // rows out_stride apart
   int64_t out_stride;
   const int64_t* target;  // the row of out of each row; null: in order
-  int32_t half;  // out holds halves, not floats
+  int32_t half;  // out holds halves, not floats; not with an activation
 };
 
 constexpr int64_t kBlock = 12 * kTile;  // rows that one thread takes at a time
@@ -68,7 +67,7 @@ void linear(const Linear& a, int64_t threads) {
     multiply<Format, true>(words, rows, p, 0, 0, p.out, [&](int64_t r, int64_t column, Floats value) {
       if (r >= rows) return;
       const int64_t left = p.out - column;
-      value = activate<Format, Kind>(value);
+      if constexpr (Kind == kGelu) value = gelu_for<Format>(value);
       const int64_t row = a.target == nullptr ? first + r : a.target[first + r];
       if (a.residual != nullptr) value += load(a.residual + row * a.residual_stride + column, left);
       store(static_cast<T*>(a.out) + row * a.out_stride + column, value, left);

@@ -13,7 +13,7 @@ from . import levels
 from .ragged import Ragged
 
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int16": 3}  # `FormatId` of formats.h
-ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2}
+ACTIVATIONS = {"none": 0, "gelu": 1}
 _LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.h
 _CHANNELS = 256
 _LARGEST_WINDOW = 256  # places, of `windows`: its rows stay in the second level cache
@@ -63,7 +63,7 @@ class _Finish(ctypes.Structure):
     _fields_ = _fields(
         (_ptr, "attended"), (_i64, "attended_stride"), (_ptr, "x"), (_i64, "x_stride rows"), (_Packed, "proj"),
         (_ptr, "little"), (_i64, "little_stride"), (_ptr, "little_rows"), (_Packed, "up"),
-        (_ptr, "norm_weight norm_bias"), (_f32, "eps"), (_i32, "activation"), (_Packed, "lin1 lin2"), (_ptr, "out"),
+        (_ptr, "norm_weight norm_bias"), (_f32, "eps"), (_Packed, "lin1 lin2"), (_ptr, "out"),
         (_i64, "out_stride"),
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def linear(
         residual: added to the result, (rows of out, out) float32.
         out: where to write; made where it is None.
         target: rows of `out` to write, int64 (R,); None for all in order.
-        dtype: float32 or float16, of an `out` that is made.
+        dtype: float32 or, without an activation, float16: of an `out` that is made.
 
     Returns:
         out, (R, out) where it is made
@@ -244,11 +244,11 @@ _NOTHING = _Packed()
 
 
 def finish(
-    attended: Tensor, x: Tensor, proj: Packed, norm: Norm, lin1: Packed, lin2: Packed, activation: str = "gelu",
+    attended: Tensor, x: Tensor, proj: Packed, norm: Norm, lin1: Packed, lin2: Packed,
     up: Packed | None = None, little: Tensor | None = None, little_rows: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(activation(lin1(norm(x)))).
+    """What a block does after its attention: x + proj(attended) + up(little), then x + lin2(gelu(lin1(norm(x)))).
 
     Args:
         attended: (R, width of the heads) float32.
@@ -264,7 +264,7 @@ def finish(
     problem = _Finish(
         attended.data_ptr(), attended.stride(0), x.data_ptr(), x.stride(0), len(x), proj.problem, _pointer(little),
         0 if little is None else little.stride(0), _pointer(little_rows), _NOTHING if up is None else up.problem,
-        *_norm(norm), ACTIVATIONS[activation], lin1.problem, lin2.problem, out.data_ptr(), out.stride(0),
+        *_norm(norm), lin1.problem, lin2.problem, out.data_ptr(), out.stride(0),
     )  # fmt: skip
     levels.function("finish")(ctypes.byref(problem), _threads())
     return out
@@ -293,7 +293,7 @@ def windows(
     out, dim = x.clone(), proj.inputs
     rest = _Finish(
         proj=proj.problem, norm_weight=norm2.weight.data_ptr(), norm_bias=norm2.bias.data_ptr(), eps=norm2.eps,
-        activation=ACTIVATIONS["gelu"], lin1=lin1.problem, lin2=lin2.problem,
+        lin1=lin1.problem, lin2=lin2.problem,
     )  # fmt: skip
     problem = _Window(
         out.data_ptr(), out.stride(0), ragged.keys.data_ptr(), ragged.starts.data_ptr(), ragged.queries.data_ptr(),

@@ -65,7 +65,7 @@ void run_windows(const Window& a, int64_t threads) {
     Finish rest = a.rest;
     rest.attended = one.out, rest.attended_stride = dim, rest.x = rest.out = x, rest.x_stride = rest.out_stride = width;
     rest.rows = rows;
-    finish_rows<Format, kGelu>(rest, 0, rows);
+    finish_rows<Format>(rest, 0, rows);
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(a.x + a.queries[begin + r] * a.stride, x + r * width, width * sizeof(float));
   });
