@@ -15,8 +15,8 @@ from .native import levels
 from .precision import PRECISIONS, check_precision
 from .processor import multiplies_bfloat16, multiplies_int8
 
-# What "auto" takes at each level of the C++ kernels: the fastest format that keeps masks (docs/masks.md: int8 keeps them
-# as well as bfloat16). Of Arm's levels only correctness was measured.
+# What "auto" takes at each level of the C++ kernels: the fastest format that keeps masks, as int8 does as well as
+# bfloat16 (docs/masks.md). Of Arm's levels only correctness was measured.
 AUTO = {
     "avx2": "int8",
     "avx2_vnni": "int8",

@@ -170,7 +170,7 @@ class Trunk(nn.Module):
         The whole process keeps its freed memory from then on (`sam_bigltl.memory`).
 
         Args:
-            dtype: "auto" is the fastest of float32 and bfloat16 on this machine, with what was chosen and why printed
+            dtype: "auto" is the fastest that keeps masks on this machine, with what was chosen and why printed
                 to stderr, once (`sam_bigltl.fast.choice`); or "float32", "bfloat16", "int8" (linear layers; CPU only,
                 cannot be undone).
             compile: let `torch.compile` generate the kernels, one graph for each shape of input and each `keep_ratio`

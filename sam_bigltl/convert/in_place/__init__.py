@@ -57,9 +57,9 @@ def accelerate(
             SamVisionModel, SamHQModel or SamHQVisionModel, or a pipeline with it; ultralytics' SAM; timm's `samvit_*`;
             or one of ours.
         keep_ratio: see `BigLittleEncoder`. Below 1.0 the encoder needs a little path: `weights` or `images`.
-        dtype, native: as in `BigLittleEncoder.optimize`: "auto" is the fastest format that keeps masks on this machine,
-            in C++ kernels where they can be had, and float32 while the model is in training mode. What was chosen is
-            printed to stderr.
+        dtype, native: as in `BigLittleEncoder.optimize`, but for "auto": the faster of float32 and bfloat16 on this
+            machine, in C++ kernels where they can be had, and float32 while the model is in training mode. What was
+            chosen is printed to stderr. int8 is faster still; nobody can read or train its weights.
         weights: a big.LITTLE file of this project that was distilled from this model. Its whole encoder is used.
         images: some dozens of photographs, uint8 RGB arrays (H, W, 3) or paths, to fit the little path to.
         undo: give the model its own encoder back: the very object, on the model's present device.
@@ -102,7 +102,7 @@ def accelerate(
             exact = site.build(config, origin)
     elif asks_little and exact.is_dense:
         raise _no_little()
-    format = choose(exact.pos_embed.device, dtype, native, exact.training)
+    format = choose(exact.pos_embed.device, dtype, native, exact.training, keeps_weights=True)
     format.say()
     if live is not None and live.exact is exact and live.is_in(format):
         live.keep_ratio = keep_ratio

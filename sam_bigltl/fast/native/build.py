@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import stat
+import sys
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -140,6 +141,8 @@ def _cached(folder: Path, compiler: list[str], levels: tuple[str, ...]) -> ctype
     library = folder / f"{name}-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:16]}{toolchain.SUFFIX}"
     kernels = _open(library) if _is_whole(library) else None
     if kernels is None:  # none yet, damaged, or of another machine that shares this folder
+        if levels:
+            print(f"sam_bigltl: compiling C++ kernels for {levels[0]}, once: half a minute", file=sys.stderr)
         _compile(compiler, levels, library)
         kernels = _open(library)
     if kernels is None:
