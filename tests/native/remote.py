@@ -52,7 +52,7 @@ class Remote:
         return data_ptr
 
     def function(self, name: str, result: type | None = None) -> Callable[..., int]:
-        """The function `name` of the level; `result` is its type."""
+        """The function `name` of the level, which returns nothing or an integer of type `result`."""
 
         def call(*arguments: Any) -> int:
             self.called.add(name)
