@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..fast.native.ends import PackedNeck
+from ..fast.native.ends import fits as neck_fits
 from .calls import is_plain
 from .kernels import Kernels, without_kernels
 from .mobile_stem import MobileStem
@@ -166,7 +167,7 @@ class BigLittleEncoder(Trunk):
         """(B, gh, gw, C) -> (B, out_chans, gh, gw)"""
         if not self.kernels_dtype:
             return self.neck(x.permute(0, 3, 1, 2))
-        plain = is_plain(self.neck, nn.Sequential)
+        plain = is_plain(self.neck, nn.Sequential) and neck_fits(self.neck)
         packed = self.kernels.around(self.neck, x, (nn.Conv2d, LayerNorm2d), PackedNeck) if plain else None
         if packed is None:
             return without_kernels(self.neck, lambda x, _: self.neck(x), x.permute(0, 3, 1, 2), None)

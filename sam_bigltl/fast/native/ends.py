@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import ops
+from . import levels, ops
+from .ops import _f32, _fields, _i64, _ptr, _threads
+
+_LANES = 16  # a multiple of `kLanes` of every level
+
+
+class _Norm(ctypes.Structure):
+    """Mirrors `Norm` of neighbours.h."""
+
+    _fields_ = _fields((_ptr, "weight bias"), (_f32, "eps"))
+
+
+class _Neighbours(ctypes.Structure):
+    """Mirrors `Neighbours` of neighbours.h."""
+
+    _fields_ = [*_fields((_ptr, "x"), (_i64, "rows columns channels"), (_Norm, "before after")),
+                ("lines", ops._Packed * 3), ("out", _ptr)]  # fmt: skip
 
 
 class PackedProjection:
@@ -30,6 +46,11 @@ class PackedProjection:
         return ops.linear(self._projection, patches.flatten(0, 1).flatten(1)).view(*grid, -1)
 
 
+def fits(neck: Any) -> bool:
+    """Whether the kernels have the channels of a neck."""
+    return neck[2].in_channels % _LANES == 0
+
+
 class PackedNeck:
     """The weights of SAM's neck in the layout of the kernels: 1 x 1 and 3 x 3 convolutions, each with a LayerNorm2d.
 
@@ -45,23 +66,17 @@ class PackedNeck:
         lines = second.weight.detach().float().permute(2, 0, 3, 1).flatten(2)  # (3, out, 3 * in)
         self._lines = [ops.pack(line, second.bias if index == 0 else None, dtype) for index, line in enumerate(lines)]
         self._norms = [
-            (len(layer.weight), layer.weight.detach().float(), layer.bias.detach().float(), layer.eps)
+            (layer.weight.detach().float().clone(), layer.bias.detach().float().clone(), layer.eps)
             for layer in (norm, last_norm)
         ]
 
     def embedding(self, tokens: Tensor) -> Tensor:
         """Tokens (gh, gw, C), float32 and contiguous -> (out, gh, gw)."""
-        (gh, gw), (first, last) = tokens.shape[:2], self._norms
+        gh, gw = tokens.shape[:2]
         x = ops.linear(self._first, tokens.flatten(0, 1))
-        x = F.layer_norm(x, first[:1], *first[1:]).view(gh, gw, -1)
-        # With a pixel of padding on every side, a pixel and its two neighbours are one row of 3 * channels, which
-        # begins where the one before has its second pixel. Rows across two lines of pixels are computed for nothing.
-        width, channels = gw + 2, x.shape[-1]
-        x = F.pad(x, (0, 0, 1, 1, 1, 1))
-        rows, memory = gh * width - 2, x.new_empty(gh * width, self._lines[0].outputs)
-        out = memory[:rows]
-        for index, line in enumerate(self._lines):
-            neighbours = x.as_strided((rows, 3 * channels), (channels, 1), index * width * channels)
-            ops.linear(line, neighbours, residual=out if index else None, out=out)
-        x = memory.view(gh, width, -1)[:, :gw]
-        return F.layer_norm(x, last[:1], *last[1:]).permute(2, 0, 1).contiguous()
+        out = x.new_empty(self._lines[0].outputs, gh, gw)
+        norms = (_Norm(weight.data_ptr(), bias.data_ptr(), eps) for weight, bias, eps in self._norms)
+        lines = (ops._Packed * 3)(*(line.problem for line in self._lines))
+        problem = _Neighbours(x.data_ptr(), gh, gw, x.shape[1], *norms, lines, out.data_ptr())
+        levels.function("convolve", None)(ctypes.byref(problem), _threads())
+        return out

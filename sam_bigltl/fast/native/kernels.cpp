@@ -14,6 +14,7 @@
 #include "enlarge.h"
 #include "inverted.h"
 #include "linear.h"
+#include "neighbours.h"
 #include "peak.h"
 #include "window.h"
 
@@ -131,6 +132,11 @@ BIGLTL_EXPORT void BIGLTL_FUNCTION(inverted)(const Inverted* a, int64_t threads)
 BIGLTL_EXPORT void BIGLTL_FUNCTION(draw)(const Draw* a, int64_t threads) { draw(*a, threads); }
 
 BIGLTL_EXPORT void BIGLTL_FUNCTION(enlarge)(const Enlarge* a, int64_t threads) { enlarge(*a, threads); }
+
+BIGLTL_EXPORT void BIGLTL_FUNCTION(convolve)(const Neighbours* a, int64_t threads) {
+  if (a->lines[0].format == kInt16) convolve<Int16>(*a, threads);
+  else convolve<Float32>(*a, threads);
+}
 
 // Multiply-accumulates a second of a format's register tile on operands in the first level cache, by as many threads for
 // as many milliseconds: what no product of this level can surpass. 0 where the level does not have the format.
