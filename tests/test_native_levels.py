@@ -187,6 +187,25 @@ def test_the_rest_of_a_block_by_the_formula(
         check(found, expected, dtype)
 
 
+@pytest.mark.parametrize("products", ["float32", "int16"])
+def test_blocks_window_by_window(products: str) -> None:
+    """Whole E-blocks, some windows padded."""
+    dim, heads = 12, 2
+    ragged = all_tokens(Geometry((9, 13), 4, "cpu"), 1, whole=False)
+    assert ops.fits_windows(ragged)
+    x, padding = values(117, dim), values(2 * dim, seed=3)
+    qkv, proj, lin1, lin2 = layer(dim, 3 * dim), layer(dim, dim, seed=2), layer(dim, 40, seed=4), layer(40, dim, seed=6)
+    before, between = norm(dim), norm(dim)
+    projected = formula.linear(qkv, x, before, "none", None)
+    table = torch.cat([projected[:, dim:], padding[None].double()])
+    attended = formula.attention(projected[:, :dim], table, ragged, None, heads)
+    expected = formula.rest_of_block(attended, x, proj, between, lin1, lin2, "gelu", None, None, None)
+    for dtype in formats():
+        packed = [pack(made, dtype) for made in (qkv, proj, lin1, lin2)]
+        found = ops.windows(x, ragged, before, packed[0], padding, heads, packed[1], between, *packed[2:], products)
+        check(found, expected, dtype, more=LIMITS[products])
+
+
 def test_same_bits_in_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     made, x, before, qkv = layer(33, 33), values(200, 33), norm(33), values(117, 72)
     windows = all_tokens(Geometry((9, 13), 4, "cpu"), 1, whole=False)

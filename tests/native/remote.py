@@ -52,7 +52,7 @@ class Remote:
         return data_ptr
 
     def function(self, name: str, result: type | None = None) -> Callable[..., int]:
-        """The function `name` of the level; `result` is its type."""
+        """The function `name` of the level, which returns nothing or an integer of type `result`."""
 
         def call(*arguments: Any) -> int:
             self.called.add(name)
@@ -134,5 +134,8 @@ def _pointers(value: ctypes.Structure, start: int = 0) -> Iterator[tuple[int, in
         content = getattr(value, name)
         if issubclass(kind, ctypes.Structure):
             yield from _pointers(content, place)
+        elif issubclass(kind, ctypes.Array) and issubclass(kind._type_, ctypes.Structure):
+            for index, part in enumerate(content):
+                yield from _pointers(part, place + index * ctypes.sizeof(part))
         elif kind is ctypes.c_void_p and content is not None:
             yield place, content
