@@ -30,12 +30,16 @@ class Kernels:
         self.dtype = ""
         self._kept = blocks.Kept()
 
+    def use(self, dtype: str) -> None:
+        """Compute in `dtype` from now on, "" without kernels; what was packed goes."""
+        self.dtype = dtype
+        self._kept = blocks.Kept()
+
     def __getstate__(self) -> dict[str, str]:  # what is packed belongs to the tensors of one block
         return {"dtype": self.dtype}
 
     def __setstate__(self, state: dict[str, str]) -> None:
-        self.dtype = state["dtype"]
-        self._kept = blocks.Kept()
+        self.use(state["dtype"])
 
     def packed(self, block: Any, x: Tensor, place: Place) -> blocks.PackedBlock | None:
         """The weights of `block` for tokens x, (..., C); None where the kernels cannot do what it does.
@@ -46,13 +50,17 @@ class Kernels:
         geometry = place.geometry if isinstance(place, Routed) else place
         if not isinstance(geometry, Geometry) or not _is_inference(x) or not _is_ours(block):
             return None
+        if isinstance(place, Routed) and _needs_gradients(place):
+            return None
         if not ops.fits(x.shape[-1] // block.attn.num_heads, max(geometry.grid)):
             return None
         return self._kept.get(block, blocks.PackedBlock, self.dtype)
 
     def transition(self, module: Any, x: Tensor) -> blocks.PackedTransition | None:
         """The same for the projections between the streams."""
-        if not self.dtype or not _is_inference(x) or not _are_plain(module, (module.down, module.up)):
+        if not self.dtype or _learns(module) or not _is_inference(x):
+            return None
+        if not _are_plain(module, (module.down, module.up)):
             return None
         return self._kept.get(module, blocks.PackedTransition, self.dtype)
 
@@ -63,8 +71,7 @@ class Kernels:
             x: what it gets.
             kinds: that every module inside has to be of.
         """
-        learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
-        if not self.dtype or learns or not _is_inference(x):
+        if not self.dtype or _learns(module) or not _is_inference(x):
             return None
         if not all(is_plain(part, *kinds) for part in module.modules() if part is not module):
             return None
@@ -80,24 +87,32 @@ def without_kernels(block: nn.Module, run: Callable[[Tensor, Any], Tensor], x: T
     return run(x.to(dtype), place).to(x.dtype)
 
 
+def _needs_gradients(place: Routed) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (place.little, place.gate))
+
+
 def _is_inference(x: Tensor) -> bool:
     seen = torch.jit.is_tracing() or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
     return not seen and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
 
 
+def _learns(module: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _is_ours(block: Any) -> bool:
     attn, mlp = block.attn, block.mlp
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in block.parameters()):
+    if _learns(block) or not _has_layers(attn, mlp) or not _keeps_all(getattr(block, "drop_path", None)):
         return False
     norms = [getattr(block, name) for name in ("norm1", "norm2", "norm_little") if hasattr(block, name)]
-    layers = [attn.qkv, attn.proj, mlp.lin1, mlp.lin2] if _has_layers(attn, mlp) else []
+    layers = [attn.qkv, attn.proj, mlp.lin1, mlp.lin2]
     layers += [getattr(parent, name) for parent, name in ((attn, "kv_little"), (block, "up")) if hasattr(parent, name)]
-    return (
-        bool(layers)
-        and _are_plain(block, layers, norms)
-        and "rescalable" in vars(type(attn))
-        and is_plain(attn, type(attn))
-    )
+    return _are_plain(block, layers, norms) and "rescalable" in vars(type(attn)) and is_plain(attn, type(attn))
+
+
+def _keeps_all(drop_path: Any) -> bool:
+    """Whether stochastic depth, where a block has it, does nothing."""
+    return drop_path is None or (is_plain(drop_path, type(drop_path)) and not (drop_path.training and drop_path.rate))
 
 
 def _has_layers(attn: nn.Module, mlp: nn.Module) -> bool:

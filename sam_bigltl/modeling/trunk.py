@@ -334,7 +334,7 @@ def use_kernels(encoder: Any, native: bool) -> None:
     encoder.kernels_dtype = dtype
     for module in encoder.modules():
         if isinstance(getattr(module, "kernels", None), Kernels):
-            module.kernels.dtype = dtype
+            module.kernels.use(dtype)
         elif isinstance(module, Int8Linear):
             module.native = bool(dtype)
 

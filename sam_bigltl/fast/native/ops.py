@@ -17,6 +17,7 @@ ACTIVATIONS = {"none": 0, "gelu": 1}
 _LONGEST_LINE = 256  # rows or columns of keys; the constants of attention.h
 _CHANNELS = 256
 _LARGEST_WINDOW = 256  # places, of `windows`: its rows stay in the second level cache
+_FEWEST_WINDOWS = 16  # for threads to share; not by their number, on which no bit of a result depends
 _PANEL = 64  # a multiple of `kPanel` of every level
 _CHUNK = 768  # hidden units of an MLP that are in the cache at a time
 _SUM = 2**31 - 2**16  # of integers
@@ -271,9 +272,9 @@ def finish(
 
 
 def fits_windows(ragged: Ragged) -> bool:
-    """Whether `windows` takes blocks of these windows: small ones, enough for all threads."""
+    """Whether `windows` takes blocks of these windows: small ones, enough for threads to share."""
     places = ragged.grid[0] * ragged.grid[1]
-    return ragged.places is not None and places <= _LARGEST_WINDOW and len(ragged.starts) > 2 * torch.get_num_threads()
+    return ragged.places is not None and places <= _LARGEST_WINDOW and len(ragged.starts) > _FEWEST_WINDOWS
 
 
 def windows(
