@@ -6,7 +6,6 @@ those before it, and one that would not fit into the time is left out.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ import torch
 
 from ..errors import InputError
 from ..fast import choice
-from ..fast.native import levels, ops
 from ..memory import available_memory
 from .cases import Case, Job, encoder_cases
 from .macs import Macs
@@ -233,24 +231,8 @@ def planned(here: Sequence[tuple[str, bool]], chosen: choice.Choice) -> list[Row
 
 
 def peaks(device: torch.device, here: Sequence[tuple[str, bool]]) -> dict[str, float]:
-    """GMAC/s of matrix products in the formats that are worth it here: torch's, and for int8 the kernels'."""
-    found = {
-        dtype: gemm_peak(dtype, device, runs=3) for dtype in ("float32", "bfloat16") if (dtype, False) in here
-    }  # fmt: skip
-    own = kernel_peak() if ("int8", True) in here else None
-    if own is None and ("int8", False) in here:
-        own = gemm_peak("int8", device, runs=3)
-    return found if own is None else found | {"int8": own}
-
-
-def kernel_peak(milliseconds: int = 300) -> float | None:
-    """GMAC/s of the C++ kernels' own int8 products (16-bit ones where there are none); None where they do not tell."""
-    try:
-        function = levels.function("peak", ctypes.c_double)
-        code = ops.FORMATS["int8" if ops.has("int8") else "int16"]
-    except (InputError, AttributeError):  # a library without it
-        return None
-    return function(*map(ctypes.c_int64, (code, torch.get_num_threads(), milliseconds))) / 1e9 or None
+    """GMAC/s of matrix products in the formats that are worth it here."""
+    return {dtype: gemm_peak(dtype, device, runs=3) for dtype in dict.fromkeys(dtype for dtype, _ in here)}
 
 
 def _is_of(case: Case, row: Row) -> bool:

@@ -15,8 +15,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..fast.devices import synchronize
+from ..fast.native import levels, ops
 from ..fast.precision import PRECISIONS
+from ..fast.processor import multiplies_int8
 from ..fast.quantize import Int8Linear, qlinear, quantize_activation
 
 # Rows, inner and outer width of products like those of the encoders; on a GPU larger ones, since it is not full before.
@@ -46,8 +49,11 @@ def measure(calls: Sequence[Callable[[], float]], runs: int, warmup: int) -> lis
 
 
 def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
-    """GMAC/s of the fastest of a few matrix products (medians), in a format of `PRECISIONS`."""
-    best = 0.0
+    """GMAC/s of the fastest of a few matrix products (medians) of torch's in a format of `PRECISIONS`, or of the C++
+    kernels' own products in it where those are faster."""
+    best = kernel_peak(dtype) if device.type == "cpu" else 0.0
+    if dtype == "int8" and not multiplies_int8():  # oneDNN would take minutes
+        return best
     for rows, inner, outer in _SHAPES.get(device.type, _SHAPES["cuda"]):
         x = torch.randn(rows, inner, device=device, dtype=PRECISIONS[dtype])
         layer = nn.Linear(inner, outer, device=device, dtype=PRECISIONS[dtype])
@@ -60,6 +66,16 @@ def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
             times = [timed(partial(_finish, product, device)) for _ in range(2 + runs)][2:]
         best = max(best, rows * inner * outer / median(times) / 1e9)
     return best
+
+
+def kernel_peak(dtype: str, milliseconds: int = 300) -> float:
+    """GMAC/s of the C++ kernels' products on operands in the cache, in a format of `PRECISIONS`; 0.0 without kernels."""
+    try:
+        function = levels.function("peak", ctypes.c_double)
+    except InputError:
+        return 0.0
+    code = ops.FORMATS["int16" if dtype == "int8" and not ops.has("int8") else dtype]
+    return function(*map(ctypes.c_int64, (code, torch.get_num_threads(), milliseconds))) / 1e9
 
 
 def _finish(call: Callable[[], Any], device: torch.device) -> None:
