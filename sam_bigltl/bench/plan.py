@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..convert.registry import sam_model_registry
 from ..convert.weight_files import weight_files
 from ..errors import InputError
-from ..fast.choice import check
+from ..fast.choice import check, is_slow
 from .cases import AUTOCAST, Job
 from .macs import Macs
 from .models import CLASSIFIERS, SAM_MODELS, is_ours, is_timm
@@ -144,7 +144,8 @@ def counted(cases: Sequence[tuple[Worker, int]]) -> dict[tuple[str, int, int, fl
         count(worker, index)
     for worker, index in cases:
         if setting(worker.cases[index]) not in macs:
-            dtype = "float32" if worker.job.is_peer else "bfloat16"
+            slow = worker.job.is_peer or is_slow(torch.device(worker.job.device), "bfloat16")
+            dtype = "float32" if slow else "bfloat16"
             plain = Worker(replace(worker.job, dtype=dtype, native=False, compiled=False))
             for own in range(len(plain.cases)):
                 count(plain, own)

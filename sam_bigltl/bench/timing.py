@@ -69,7 +69,7 @@ def gemm_peak(dtype: str, device: torch.device, runs: int = 7) -> float:
 
 
 def kernel_peak(dtype: str, milliseconds: int = 300) -> float:
-    """GMAC/s of the C++ kernels' products on operands in the cache, in a format of `PRECISIONS`; 0.0 without kernels."""
+    """GMAC/s of the C++ kernels on operands in the cache, in a format of `PRECISIONS`; 0.0 without kernels."""
     try:
         function = levels.function("peak", ctypes.c_double)
     except InputError:
