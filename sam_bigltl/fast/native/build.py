@@ -15,8 +15,8 @@ import os
 import platform
 import shutil
 import stat
-import sys
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
