@@ -74,8 +74,12 @@ def test_exact_at_full_keep_ratio(shape):
 
 
 def test_exact_on_the_real_vit_b():
+    """Its first stage, at 1024 px: two layers with padded windows and a global one."""
     torch.manual_seed(0)
-    assert conversion_difference(build_sam_vit_b()) < 1e-4
+    sam = build_sam_vit_b()
+    sam.image_encoder.blocks = sam.image_encoder.blocks[:3]
+    randomise_positions(sam.image_encoder)
+    assert conversion_difference(sam) < 1e-4
 
 
 @pytest.mark.parametrize("shape", SHAPES)

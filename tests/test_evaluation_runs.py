@@ -24,12 +24,16 @@ from sam_bigltl.evaluation.journal import ImageRecord, Journal
 from sam_bigltl.evaluation.results import InstanceResult
 
 
+def settings(many: SimpleNamespace, out: str) -> list[str]:
+    given = ["--annotations", many.json, "--images", many.images, "--model", "slow_model.py:make", "--output", out]
+    return list(map(str, given))
+
+
 def command(many: SimpleNamespace, out: str, *launcher: str, slow: float = 0.0) -> subprocess.Popen:
-    flags = ["--annotations", many.json, "--images", many.images, "--model", "slow_model.py:make", "--output", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLOW": str(slow)}
     start = [sys.executable, *launcher, str(ROOT / "eval" / "coco_miou.py")]
     return subprocess.Popen(
-        [*start, *map(str, flags)], cwd=many.out.parent, env=environment, text=True,
+        [*start, *settings(many, out)], cwd=many.out.parent, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -40,8 +44,11 @@ def finished(process: subprocess.Popen) -> str:
     return out
 
 
-def test_killed_continued_and_shared_runs_give_the_same(many: SimpleNamespace) -> None:
-    finished(command(many, "whole"))
+def test_killed_continued_and_shared_runs_give_the_same(
+    many: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    monkeypatch.chdir(many.out.parent)
+    main(settings(many, "whole"))
     log = many.out.parent / "images.log"
     assert log.read_text().split() == [str(i) for i in range(IMAGES)]
     log.unlink()
@@ -64,7 +71,7 @@ def test_killed_continued_and_shared_runs_give_the_same(many: SimpleNamespace) -
     assert all(seen.count(i) == 1 for i in range(recorded)), "a finished image was repeated"
     assert len(seen) <= IMAGES + 1  # only the image under way may come twice
 
-    finished(command(many, "cut"))  # everything is on record
+    main(settings(many, "cut"))  # everything is on record
     assert len(log.read_text().split()) == len(seen)
 
     finished(command(many, "shared", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))

@@ -131,7 +131,7 @@ def test_formats_take_outliers_as_they_take_plain_weights(dtype: str, native: bo
         expected = embed(sam, ratio)
         sam.image_encoder.optimize(dtype, native=native)
         errors.append(distance(embed(sam, ratio), expected))
-    assert errors[1] < 1.5 * errors[0] + 0.002
+    assert errors[1] < 1.5 * errors[0] + 0.003
 
 
 @torch.no_grad()

@@ -162,7 +162,7 @@ def test_a_training_is_kept_where_it_gains(sam, tmp_path, monkeypatch, gained):
     assert len(given) == 6 and all(masks and masks[0]["size"] == [48, 64] for _, masks in given)
     assert ("nothing gained" in trained.about["training"]) != gained
     (stage,) = trained.stages
-    assert stage["keep_ratio"] == "0.5" and (stage["trained_error"] > stage["fitted_error"]) == gained
+    assert stage["keep_ratio"] == "0.5" and (stage["trained_error"] > stage["fitted_error"] + 1e-4) == gained
     again = sam_bigltl.tune(sam, photographs(), output=tmp_path, minutes=1, **wanted)
     assert again.stages == trained.stages and len(fits) == (2 if gained else 3)
 

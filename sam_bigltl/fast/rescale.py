@@ -64,6 +64,13 @@ def smooth(encoder: nn.Module) -> None:
         _smooth_norm(block.norm2, block.mlp.lin1)
 
 
+@torch.no_grad()
+def even_channels(gain: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+    """By what to divide the channels after a norm of `gain` and `bias` (in,), so that they lose less in the rounding
+    before `weight` (out, in): powers of two, (in,)."""
+    return _factors(_DEVIATIONS * gain.abs() + bias.abs(), weight)
+
+
 def _attentions(encoder: Any) -> list[tuple[Any, Any]]:
     """Blocks and their attentions, where both are this project's own and unchanged."""
     blocks = [*encoder.blocks, *getattr(encoder, "little_blocks", [])]

@@ -12,6 +12,7 @@ from little_models import enliven
 from torch import nn
 
 from sam_bigltl import InputError, accelerate
+from sam_bigltl.fast.choice import Choice
 from sam_bigltl.modeling.encoder import BigLittleEncoder
 
 os.environ.setdefault("YOLO_OFFLINE", "true")
@@ -137,7 +138,7 @@ def test_model_and_predictor_directly(sam):
     found = predictor.generate(predictor.preprocess([picture(48, 60)]), **grid)
     assert torch.equal(found[0], everything[0])
     torch.testing.assert_close(found[1], everything[1], atol=1e-4, rtol=0)
-    assert accelerate(copy.deepcopy(sam.model), dtype="float32").image_encoder.format == ("float32", False)
+    assert accelerate(copy.deepcopy(sam.model), dtype="float32").image_encoder.format == Choice("float32", False)
 
 
 def test_another_size(sam):

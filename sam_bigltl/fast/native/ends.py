@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..rescale import even_channels
 from . import levels, ops
 from .ops import _f32, _fields, _i64, _ptr, _threads
 
@@ -56,18 +57,22 @@ class PackedNeck:
 
     Args:
         neck: the four layers.
-        dtype: of the products, "float32" or "int16".
+        dtype: of the products of the second one, "float32" or "int16".
     """
 
     def __init__(self, neck: Any, dtype: str) -> None:
         first, norm, second, last_norm = neck
-        self._first = ops.pack(first.weight.flatten(1), first.bias, dtype)
+        # Of the stream, in whose few large channels the others would lose their digits: one scale is for a whole row.
+        self._first = ops.pack(first.weight.flatten(1), first.bias, "float32")
         # One for each of the kernel's rows, whose three pixels lie together.
-        lines = second.weight.detach().float().permute(2, 0, 3, 1).flatten(2)  # (3, out, 3 * in)
+        weight = second.weight.detach().float().permute(2, 0, 3, 1)  # (3, out, 3, in)
+        gain, shift = norm.weight.detach().float(), norm.bias.detach().float()
+        factors = even_channels(gain, shift, weight.flatten(0, 2))
+        lines = (weight * factors).flatten(2)  # (3, out, 3 * in)
         self._lines = [ops.pack(line, second.bias if index == 0 else None, dtype) for index, line in enumerate(lines)]
         self._norms = [
-            (layer.weight.detach().float().clone(), layer.bias.detach().float().clone(), layer.eps)
-            for layer in (norm, last_norm)
+            (gain / factors, shift / factors, norm.eps),
+            (last_norm.weight.detach().float().clone(), last_norm.bias.detach().float().clone(), last_norm.eps),
         ]
 
     def embedding(self, tokens: Tensor) -> Tensor:
