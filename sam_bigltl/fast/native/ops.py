@@ -193,6 +193,7 @@ def linear(
     rows = len(x) if source is None else len(source)
     if out is None:
         out = torch.empty(rows, packed.outputs, dtype=dtype)
+    assert activation == "none" or out.dtype == torch.float32
     problem = _Linear(
         x.data_ptr(), x.stride(0), _pointer(source), rows, packed.problem, *_norm(norm), ACTIVATIONS[activation],
         _pointer(residual), 0 if residual is None else residual.stride(0), out.data_ptr(), out.stride(0),
