@@ -73,8 +73,8 @@ def test_a_processor_with_avx2_alone():
     assert found["formats"] == [["float32", False], ["float32", True], ["int8", True]]
     for name in ("default", "again"):
         assert found[name] == {"dtype": "torch.float32", "native": True, "error": "", "warnings": []}
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sam_bigltl: float32")]
-    assert len(lines) == 1 and "C++ kernels (avx2)" in lines[0] and "does not multiply bfloat16" in lines[0]
+    lines = [line for line in done.stderr.splitlines() if line.endswith("masks stay")]
+    assert len(lines) == 1 and "int8 with C++ kernels (avx2)" in lines[0]
     assert not found["bfloat16"]["native"] and found["bfloat16"]["error"] == ""
     (warning,) = found["bfloat16"]["warnings"]
     assert "slower than float32" in warning and "\n" not in warning
@@ -173,3 +173,10 @@ def test_compile_leaves_the_kernels_out(processor):
     assert encoder.kernels_dtype == ""
     with pytest.raises(InputError, match="native=True or compile=True"):
         encoder.optimize(compile=True, native=True)
+
+
+def test_a_level_that_there_is_not():
+    done = run_capped(
+        {"SAM_BIGLTL_CPU_LEVEL": "nonsense"}, "-m", "sam_bigltl.cli", "bench", "--quick", "--budget", "0.01"
+    )
+    assert done.returncode != 0 and "SAM_BIGLTL_CPU_LEVEL is one of" in done.stderr and "Traceback" not in done.stderr

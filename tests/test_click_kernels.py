@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_bigltl import SamPredictor
+from sam_bigltl import SamPredictor, load_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.fast.native import draw, ends, enlarge, levels, stem
 from sam_bigltl.modeling import decode
@@ -20,6 +21,8 @@ from sam_bigltl.modeling.encoder import EncoderConfig
 from sam_bigltl.modeling.mobile_stem import MobileStem
 from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.modeling.stem import PatchProjection
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "bigltl_mini.safetensors"
 
 try:
     levels.function("inverted")
@@ -223,3 +226,16 @@ def test_int8_keeps_float32_around_the_blocks(change):
     theirs.set_image(image)
     assert ours.features.dtype == torch.float32
     assert F.cosine_similarity(ours.features, theirs.features).mean() > 0.98
+
+
+@torch.no_grad()
+def test_memory_layouts_and_numbers_that_are_none() -> None:
+    """The kernels see the same image in any layout, and a pixel that is no number stays one."""
+    encoder = load_sam(SHIPPED).image_encoder.optimize("int8", native=True)
+    encoder.keep_ratio = 0.5
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder(images), encoder(images.contiguous(memory_format=torch.channels_last)))
+    exact = load_sam(SHIPPED).image_encoder.optimize("float32", native=True)
+    assert exact(images * torch.nan).isnan().all()
+    with pytest.raises(InputError, match="takes normalised images, floating point numbers, not torch.uint8"):
+        exact(images.to(torch.uint8))

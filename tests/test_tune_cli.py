@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from test_tuning import photographs
 
 from sam_bigltl import save_sam
+from sam_bigltl.fast.native import levels
 from sam_bigltl.modeling.registry import build_sam
 
 HERE = Path(__file__).parent
@@ -48,12 +49,13 @@ def test_the_whole_command(folder: Path):
     done = tune(folder, "vit.safetensors", "--images", "photos", "--output", "out dir", "--target", "0.3", *QUICK)
     assert done.returncode == 0, done.stderr
     plan = next(line for line in done.stdout.splitlines() if line.startswith("plan: "))
-    assert "fit the little path to 4 photographs, measure 3 settings on 4 others" in plan
+    settings = 3 if levels.level() is None else 6  # each in torch and in the kernels
+    assert f"fit the little path to 4 photographs, measure {settings} settings on 4 others" in plan
     assert "memory: about" in done.stdout
     assert "1 photograph cannot be used, such as broken.jpg" in done.stdout
     out = folder / "out dir"
     content = json.loads((out / "tune.json").read_text())
-    assert len(content["rows"]) == 3
+    assert len(content["rows"]) == settings
     assert {path.name for path in out.iterdir()} == {
         "model.safetensors", "journal.jsonl", "report.html", "tune.json", "tune.png"
     }  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from ..errors import InputError, SlowFormat
 from .devices import device_name
 from .native import levels
+from .native.caps import WrongLevel
 from .precision import PRECISIONS, check_precision
 from .processor import multiplies_bfloat16, multiplies_int8
 
@@ -102,7 +103,7 @@ def choose(
         return Choice(chosen, kernels)
     where = f" on {device_name(device)}" + f" ({device})" * (device.type != "cpu")
     what = f"{chosen} with C++ kernels ({level})" if kernels else chosen
-    why = ", ".join(filter(None, (reason, obstacle)))
+    why = "; ".join(filter(None, (reason, obstacle and f"without C++ kernels, as {obstacle}")))
     return Choice(chosen, kernels, f"{what}{where}{why and f': {why}'}")
 
 
@@ -178,7 +179,7 @@ def _level(device: torch.device, needed: bool) -> tuple[str | None, str]:
         try:
             levels.function("has")
         except InputError as error:  # with the reason
-            if needed:
+            if needed or isinstance(error, WrongLevel):
                 raise
             return None, str(error).partition(":")[0]
     return level, ""

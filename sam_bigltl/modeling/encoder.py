@@ -132,6 +132,8 @@ class BigLittleEncoder(Trunk):
         Returns:
             image embeddings (B, out_chans, gh, gw), in the dtype of `images` whatever the encoder computes in.
         """
+        if not images.is_floating_point():
+            raise InputError(f"the encoder takes normalised images, floating point numbers, not {images.dtype}")
         height, width = images.shape[-2:]
         if height % self.patch_size or width % self.patch_size or max(height, width) > self.img_size:
             size = f"a multiple of {self.patch_size} up to {self.img_size} on each side"
@@ -145,7 +147,7 @@ class BigLittleEncoder(Trunk):
         """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
         # C++ kernels take float32, whatever the weights are kept in. Not a layer's dtype: clients wrap layers.
         in_kernels = self.kernels_dtype and isinstance(self.patch_embed, (MobileStem, PatchProjection))
-        tokens = self.patch_embed(images.float() if in_kernels else images.to(self.pos_embed.dtype))
+        tokens = self.patch_embed(images.float().contiguous() if in_kernels else images.to(self.pos_embed.dtype))
         gh, gw = tokens.shape[1:3]
         return tokens + self.pos_embed[:, :gh, :gw]
 

@@ -18,6 +18,10 @@ _ONEDNN: dict[str, str | None] = {
 VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", OURS)
 
 
+class WrongLevel(InputError):
+    """A value of SAM_BIGLTL_CPU_LEVEL that there is not."""
+
+
 def settings() -> tuple[str, ...]:
     """The values of VARIABLES now, empty where one is not set."""
     return tuple(os.environ.get(name, "").strip().lower() for name in VARIABLES)
@@ -31,7 +35,7 @@ def allowed(values: tuple[str, ...]) -> tuple[str, ...]:
     """
     levels, ours = levels_of(platform.machine()), values[-1]
     if ours and ours not in levels:
-        raise InputError(f"{OURS} is one of {', '.join(levels) or 'no level here'}, not {ours!r}")
+        raise WrongLevel(f"{OURS} is one of {', '.join(levels) or 'no level here'}, not {ours!r}")
     limits: tuple[dict[str, str | None], ...] = (_ATEN, _ONEDNN, {level: level for level in levels})
     for variable, value, highest_of in zip(VARIABLES, values, limits):
         highest = highest_of.get(value)

@@ -74,7 +74,8 @@ inline int64_t padding_before(int64_t size, int64_t kernel, int64_t stride) {
   return std::max<int64_t>(0, (strided(size, stride) - 1) * stride + kernel - size) / 2;
 }
 
-BIGLTL_INLINE Floats relu6(Floats value) { return min(max(value, Floats{}), all(6.0f)); }
+// The value last: where it is not a number, x86 takes the last.
+BIGLTL_INLINE Floats relu6(Floats value) { return min(all(6.0f), max(Floats{}, value)); }
 
 // Depthwise convolution of kAtOnce neighbours: `lines` are the kernel's rows at the first of them, `width` floats a pixel.
 template <int kKernel, int kStride, class Out>
