@@ -168,3 +168,12 @@ def test_options_that_do_not_go_together(options, message, capsys):
         main(["bench", *options])
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "sam_bigltl.cli", "bench", "--quick", "--budget", "5", "--output", "file/x"],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode != 0 and "cannot write into" in done.stderr and " s  " not in done.stderr

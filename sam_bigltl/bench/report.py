@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data.tables import aligned
+from ..errors import InputError
 from .cases import Case
 from .macs import Macs
 
@@ -93,6 +94,15 @@ def output_path(output: Path, kind: str, device: torch.device, environment: dict
         return output
     words = f"{device.type} {environment['device']} torch{environment['torch']} {environment['threads']}threads"
     return output / f"{kind}_{re.sub(r'[^a-z0-9.]+', '-', words.lower()).strip('-')}.csv"
+
+
+def check_output(output: Path) -> None:
+    """Make the folder that `output_path` will name a file in. Raises InputError where that cannot be, before hours."""
+    folder = output.parent if output.suffix == ".csv" else output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
 
 
 def format_table(rows: Sequence[dict]) -> str:

@@ -23,7 +23,7 @@ from ..bench.plan import check_arguments, counted, jobs, start
 from ..bench.plot import plot
 from ..bench.quick import Quick
 from ..bench.quick_report import block, environment, rows_of
-from ..bench.report import COLUMNS, format_table, output_path, result_rows
+from ..bench.report import COLUMNS, check_output, format_table, output_path, result_rows
 from ..bench.timing import gemm_peak, measure
 from ..data.files import write_csv
 from ..errors import ArgumentParser, InputError, run_cli
@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = jobs(args, device)
     if not wanted:
         raise InputError("nothing to measure: give --models or --peer, and a --dtype that they have")
+    check_output(args.output)
     workers = start(wanted, args.best)
     timeable = [(worker, index) for worker in workers for index in range(len(worker.cases))]
     times = measure([partial(worker.seconds, index) for worker, index in timeable], args.runs, args.warmup - 1)
@@ -166,6 +167,7 @@ def run_quick(args: argparse.Namespace) -> None:
     minutes = 2.0 if args.budget is None else args.budget
     positive(argparse.Namespace(budget=minutes), ("budget",))
     at_least_one(args, ("runs",))
+    check_output(args.output)
     device = parse_device(args.device)
     if args.threads is not None:
         at_least_one(args, ("threads",))
