@@ -74,8 +74,7 @@ def kernel_peak(dtype: str, milliseconds: int = 300) -> float:
         function = levels.function("peak", ctypes.c_double)
     except InputError:
         return 0.0
-    code = ops.FORMATS["int16" if dtype == "int8" and not ops.has("int8") else dtype]
-    return function(*map(ctypes.c_int64, (code, torch.get_num_threads(), milliseconds))) / 1e9
+    return function(*map(ctypes.c_int64, (ops.FORMATS[dtype], torch.get_num_threads(), milliseconds))) / 1e9
 
 
 def _finish(call: Callable[[], Any], device: torch.device) -> None:

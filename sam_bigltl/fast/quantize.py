@@ -72,7 +72,7 @@ class Int8Linear(nn.Module):
 
     def native_weights(self, chunked: bool = False, factor: Tensor | None = None) -> ops.Packed:
         """The rounded weights in the layout of this project's kernels, of which rounding leaves every level; `factor`
-        (out,) is multiplied into the scales. What is kept otherwise goes."""
+        (out,) is multiplied into the scales."""
         scales, bias = (self.scales, self.bias) if factor is None else (self.scales * factor, self.bias * factor)
         return ops.pack(self.levels.float() * scales[:, None], bias, "int8", chunked)
 

@@ -26,6 +26,11 @@ def _pack(layer: Any, dtype: str, chunked: bool = False, factor: Tensor | None =
     return ops.pack(weight, bias, dtype, chunked)
 
 
+def _precise(dtype: str) -> str:
+    """The format of products that need more digits than those of `dtype`, where that is not float32 already."""
+    return "float32" if dtype == "float32" or not ops.has_fast_integers() else "int16"
+
+
 class PackedBlock:
     """A block's weights in the layout of the kernels.
 
@@ -37,7 +42,7 @@ class PackedBlock:
     def __init__(self, block: Any, dtype: str) -> None:
         attn, mlp = block.attn, block.mlp
         self.num_heads = attn.num_heads
-        self.products = "float32" if dtype == "float32" or not ops.has_fast_integers() else "int16"
+        self.products = _precise(dtype)
         self.norm1, self.norm2 = (
             ops.Norm(norm_before(block, *names)) for names in (("norm1", "attn.qkv"), ("norm2", "mlp.lin1"))
         )
@@ -101,8 +106,8 @@ class PackedTransition:
     """The two projections between the streams, `down` with more digits than int8: the router sees every rounding."""
 
     def __init__(self, transition: Any, dtype: str) -> None:
-        precise = "int16" if dtype == "int8" and ops.has_fast_integers() else "float32" if dtype == "int8" else dtype
-        self._down, self._up = _pack(transition.down, precise), _pack(transition.up, dtype)
+        down = _precise(dtype) if dtype == "int8" else dtype
+        self._down, self._up = _pack(transition.down, down), _pack(transition.up, dtype)
 
     def down(self, x: Tensor) -> Tensor:
         """x (R, C) float32 -> (R, C_E)"""
@@ -140,12 +145,6 @@ class Kept:
             parts = [_part(x) for x in tensors if x.ndim > 1]
             self._samples = [(part, part.clone()) for part in parts]
         return self._packed
-
-    def __deepcopy__(self, _memo: dict) -> Kept:  # what is packed belongs to other tensors
-        return Kept()
-
-    def __reduce__(self) -> tuple:
-        return Kept, ()
 
 
 def _part(x: Tensor) -> Tensor:

@@ -120,16 +120,12 @@ class Packed:
         return torch.float32 if self.problem.format == FORMATS["float32"] else torch.float16
 
 
-def pack(
-    weight: Tensor, bias: Tensor | None, dtype: str, chunked: bool = False, weight_levels: int | None = None
-) -> Packed:
+def pack(weight: Tensor, bias: Tensor | None, dtype: str, chunked: bool = False) -> Packed:
     """Weights (out, in) and their bias in the layout of the kernels.
 
     Args:
-        dtype: "float32", "bfloat16", "int8" (or 16-bit products with weights of 8 bits where the processor has no 8-bit
-            ones), "int16" (about 12 bits for weights and activations).
+        dtype: "float32", "bfloat16", "int8", or "int16" (about 12 bits for weights and activations).
         chunked: the second layer of an MLP, whose inputs come some at a time.
-        weight_levels: steps on each side of zero, for tests.
     """
     weight = weight.detach().float().contiguous()
     outputs, inputs = weight.shape
@@ -137,16 +133,12 @@ def pack(
     if chunked and inputs > _CHUNK:
         parts = -(-inputs // _CHUNK)
         chunk = -(-inputs // parts // _PANEL) * _PANEL
-    name, rows = dtype, 0
+    weight_levels = rows = 0
     if dtype == "int8":
-        weight_levels = weight_levels or 127
-        rows = levels.function("byte_levels")()
-        name = "int8"
-        if not rows:
-            name, rows = "int16", min(4095, _SUM // (weight_levels * chunk))
+        weight_levels, rows = 127, levels.function("byte_levels")()
     elif dtype == "int16":
         weight_levels = rows = min(8191, int((_SUM / chunk) ** 0.5))
-    problem = _Packed(None, None, None, inputs, outputs, chunk, FORMATS[name], weight_levels or 0, rows)
+    problem = _Packed(None, None, None, inputs, outputs, chunk, FORMATS[dtype], weight_levels, rows)
     pointer = ctypes.byref(problem)
     words = torch.empty(levels.function("packed_words", _i64)(pointer), dtype=torch.int32)
     scales = torch.empty(levels.function("packed_scales", _i64)(pointer))
