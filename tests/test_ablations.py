@@ -1,21 +1,15 @@
-"""What the study compares with: it is what it says, and the study itself can be run in pieces."""
+"""The changes of the model that the study measures are what it says they are."""
 
 from __future__ import annotations
 
-import csv
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
-import tiny_cli
 import torch
-from little_models import dense_config, dense_sam, enliven
-from research import ablations, study, study_report
-from training_toy import write_shapes
+from little_models import dense_sam, enliven
+from research import ablations
+from torch import nn
 
-from sam_bigltl.convert import convert_sam, registry, save_sam
-from sam_bigltl.errors import InputError
+from sam_bigltl.convert import convert_sam
 from sam_bigltl.modeling.routing import Geometry, Selection
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -80,7 +74,92 @@ def test_one_selection_for_the_whole_encoder():
     assert all(torch.equal(first, group.indices) for group in sam.image_encoder.last_route.groups)
 
 
-# ---------------------------------------------------------------- attention and rivals
+def test_the_order_of_dithering_spreads_any_run_of_tokens():
+    order = ablations.dither_order(8, "cpu").view(8, 8)
+    assert sorted(order.flatten().tolist()) == list(range(64))
+    for first in range(0, 64, 16):  # a quarter is every second token of every second row
+        rows, columns = ((order >= first) & (order < first + 16)).nonzero(as_tuple=True)
+        assert len({(r % 2, c % 2) for r, c in zip(rows.tolist(), columns.tolist())}) == 1
+    rows, columns = (order < 32).nonzero(as_tuple=True)
+    assert len(set(((rows + columns) % 2).tolist())) == 1  # a half is a chessboard's one colour
+    assert sorted(ablations.dither_order(5, "cpu").tolist()) == list(range(25))
+
+
+def test_the_grid_gives_every_token_its_turn_and_the_unimportant_none():
+    class Scores(nn.Module):
+        def forward(self, little):
+            scores = torch.ones(len(little), 16)
+            scores[:, 12:] = 1e-6  # the last row, as padding
+            return scores / scores.sum(dim=1, keepdim=True)
+
+    sam = student()
+    transitions = sam.image_encoder.transitions
+    ablations.set_router(sam, Scores())
+    ablations.covered(sam, lambda router, group, _: ablations.GridRouter(router, group))
+    for ratio, per_group in ((0.375, 6), (0.25, 4)):
+        sam.image_encoder.keep_ratio = ratio
+        with torch.no_grad():
+            sam.image_encoder(IMAGE)
+        groups = [set(group.indices[0].tolist()) for group in sam.image_encoder.last_route.groups]
+        assert [len(group) for group in groups] == [per_group] * len(transitions)
+        assert not groups[0] & groups[1] and all(token < 12 for group in groups for token in group)
+
+
+def test_the_covering_router_prefers_tokens_that_were_not_big():
+    sam = student()
+    sam.image_encoder.keep_ratio = 0.5
+
+    def repeated() -> int:
+        with torch.no_grad():
+            sam.image_encoder(IMAGE)
+        first, second = (group.indices for group in sam.image_encoder.last_route.groups)
+        return sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(first, second))
+
+    shared = sam.image_encoder.transitions[0].router
+    ablations.set_router(sam, ablations.OracleRouter())
+    sam.image_encoder.transitions[0].router.scores = torch.linspace(1, 1.2, 16)[None].softmax(dim=1)
+    assert repeated() == 16
+    ablations.covered(sam, lambda router, _, before: ablations.CoveringRouter(router, before))
+    assert repeated() == 0 and shared is not sam.image_encoder.transitions[0].router
+
+
+def test_routers_are_fitted_to_the_masks():
+    sam = convert_sam(dense_sam())
+    enliven(sam.image_encoder, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "image": torch.randint(0, 255, (2, 3, 32, 32), generator=generator), "offset": torch.tensor([[0, 0], [2, 1]]),
+        "valid": torch.ones(2, 2, 2, dtype=torch.bool), "coords": torch.full((2, 1, 2, 2), 20.0),
+        "labels": torch.tensor([[[1, -1]], [[1, -1]]]), "boxes": torch.tensor([[[4.0, 4, 20, 20]]] * 2),
+        "target": torch.full((2, 1, 8, 8), 255, dtype=torch.uint8),
+    }  # fmt: skip
+    encoder, weight = sam.image_encoder, sam.image_encoder.transitions[0].router.score.weight
+    stream, effect, valid = ablations._mask_effects(sam, batch)[0]
+    assert stream.shape == (8, encoder.config.little_dim) and effect.shape == valid.shape == (8,)
+
+    # What the loss changes by where one token gets a little of what it lacks.
+    with torch.no_grad():
+        before, after = (state.flatten(1, 2) for state in ablations._dense_loss(sam, batch)[1][:2])
+        little = encoder.transitions[0].enter(before)
+        small = encoder._geometry((2, 2), encoder.config.little_window, "cpu")
+        for block in encoder.little_blocks[:2]:
+            little = block(little, small)
+        lack = (after - encoder.transitions[0].estimate(before, little)).view(2, 2, 2, -1)
+        token = int(effect.argmax())
+        only = torch.zeros(8).index_fill(0, torch.tensor(token), 1.0).view(2, 2, 2, 1)
+        losses = []
+        for step in (0.01, -0.01):
+            handle = encoder.blocks[1].register_forward_hook(lambda *given, step=step: given[2] + step * only * lack)
+            losses.append(float(ablations._dense_loss(sam, batch)[0]))
+            handle.remove()
+    assert abs(losses[0] - losses[1]) / 0.02 == pytest.approx(float(effect[token]), rel=0.05)
+
+    before = weight.clone()
+    ablations.fit_routers_to_masks(sam, [batch] * 2)
+    assert not torch.equal(before, weight)
+
+
+# ---------------------------------------------------------------- attention
 @pytest.mark.parametrize("layer", [0, 1])  # in windows, and of the whole image
 def test_attention_among_the_selected_against_a_loop(layer: int):
     sam = student()
@@ -107,42 +186,9 @@ def test_attention_among_the_selected_against_a_loop(layer: int):
             out[i, h] = torch.stack(logits).softmax(0) @ v[h, same]
     expected = attention.proj(out.reshape(1, 6, -1).float())
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_rivals_at_full_size_are_the_teacher():
-    # Windows of 2: in padded ones the teacher attends to the padding, too, which pruning leaves out.
-    teacher = dense_sam(dense_config(window=2))
-    with torch.no_grad():
-        wanted = teacher.image_encoder(IMAGE)
-        for sam in (
-            ablations.pruned(teacher, 1.0), ablations.merged(teacher, 1.0),
-            ablations.shallow(teacher, (0, 1, 2, 3)).eval()
-        ):  # fmt: skip
-            assert torch.allclose(sam.image_encoder(IMAGE), wanted, atol=1e-4)
-        for sam in (
-            ablations.pruned(teacher, 0.5), ablations.merged(teacher, 0.5), ablations.shallow(teacher, (1, 3)).eval()
-        ):  # fmt: skip
-            assert not torch.allclose(sam.image_encoder(IMAGE), wanted, atol=1e-2)
-
-
-def test_rivals_learn():
-    teacher = dense_sam(dense_config(window=2))
-    for sam in (ablations.pruned(teacher, 0.5), ablations.merged(teacher, 0.5), ablations.shallow(teacher, (1, 3))):
-        sam.image_encoder(IMAGE).square().mean().backward()
-        missing = [name for name, p in sam.image_encoder.named_parameters() if p.grad is None or not p.grad.any()]
-        assert missing == []
-
-
-def test_merged_tokens_share_a_change():
-    x = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
-    kept, source, target = ablations._match(x, (4, 4), 5)
-    assert kept.shape == (1, 11) and sorted([*kept[0].tolist(), *source[0].tolist()]) == list(range(16))
-    assert set(target[0].tolist()) <= {0, 2, 8, 10} <= set(kept[0].tolist())
-    unit = torch.nn.functional.normalize(x[0], dim=-1)
-    best = {i: max(float(unit[i] @ unit[j]) for j in (0, 2, 8, 10)) for i in range(16) if i not in (0, 2, 8, 10)}
-    assert set(source[0].tolist()) == set(sorted(best, key=best.get, reverse=True)[:5])
-    for i, j in zip(source[0].tolist(), target[0].tolist(), strict=True):
-        assert float(unit[i] @ unit[j]) == pytest.approx(best[i])
+    with torch.no_grad():  # window by window
+        found = ablations.SelectedOnlyAttention.routed(attention, x, None, Selection(indices, geometry), geometry)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 # ---------------------------------------------------------------- E-blocks
@@ -177,67 +223,3 @@ def test_other_e_blocks_start_as_nothing_and_learn():
         assert torch.allclose(sam.image_encoder(IMAGE), wanted, atol=1e-5)
     convolved.image_encoder(IMAGE).square().mean().backward()
     assert all(block.attn.proj.weight.grad.any() for block in convolved.image_encoder.little_blocks)
-
-
-# ---------------------------------------------------------------- the study
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the study trains with Muon: torch 2.9 or later")
-def test_the_study_runs_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    data = tmp_path / "data"
-    write_shapes(data)
-    (data / "dev.json").write_text((data / "train.json").read_text())
-    small = dict(study.TRAINING, batch_size=2, workers=0, warmup=1)
-    monkeypatch.setattr(study, "TRAINING", small)
-    for name in ("a-one-checkpoint", "b-oracle-at-test"):
-        monkeypatch.setitem(study.CELLS, name, replace(study.CELLS[name], seeds=1))
-    with tiny_cli.registered():
-        torch.manual_seed(0)
-        teacher, table = tmp_path / "teacher.safetensors", tmp_path / "study.csv"
-        save_sam(registry.sam_model_registry["vit_tiny"](), teacher)
-        whole = study.Study(teacher, data, tmp_path / "runs", table, steps=2)
-        names = ["teacher", "a-one-checkpoint", "b-oracle-at-test", "c-every-layer", "g-warm-start-only"]
-        whole.run(names[:2])
-        before = table.read_text()
-        study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
-        assert table.read_text().startswith(before)
-        rows = list(csv.DictReader(table.open(newline="")))
-        assert [row["cell"] for row in rows] == [n for n, k in zip(names, (4, 20, 4, 4, 6)) for _ in range(k)]
-        assert {row["keep_ratio"] for row in rows if row["cell"] == "a-one-checkpoint"} == {
-            str(r) for r in study.RATIOS
-        }
-        printed = [line.split(" seed")[0] for line in capsys.readouterr().out.splitlines() if " seed " in line]
-        assert printed == names  # no cell twice
-        torch.manual_seed(7)
-        save_sam(registry.sam_model_registry["vit_tiny"](), teacher)
-        with pytest.raises(InputError, match="rows of another teacher"):
-            study.Study(teacher, data, tmp_path / "runs", table, steps=2).run(names)
-
-
-def test_tables_and_plots_come_from_the_csv(tmp_path: Path):
-    lines = [",".join(study.COLUMNS)]
-    for cell, seed, ratio, prompt, clicks, figure in (
-        ("teacher", 0, 1.0, "box", 0, 60.0), ("teacher", 0, 1.0, "point", 1, 40.0),
-        ("a-one-checkpoint", 0, 0.25, "box", 0, 57.0), ("a-one-checkpoint", 1, 0.25, "box", 0, 59.0),
-        ("a-one-checkpoint", 0, 0.25, "point", 1, 38.0), ("b-random", 0, 0.25, "box", 0, 50.0),
-    ):  # fmt: skip
-        row = {"cell": cell, "seed": seed, "keep_ratio": ratio, "prompt": prompt, "clicks": clicks}
-        row |= dict.fromkeys(("all", "small", "medium", "large"), figure)
-        lines.append(",".join(str(row.get(column, "")) for column in study.COLUMNS))
-    table, times, page = tmp_path / "study.csv", tmp_path / "times.csv", tmp_path / "study.md"
-    table.write_text("\n".join(lines) + "\n")
-    times.write_text("cell,keep_ratio,median_ms\nteacher,1.0,80\na-one-checkpoint,0.25,41.4\n")
-    page.write_text("Before\n<!-- table a -->\nold\n<!-- end -->\nbetween\n<!-- table b -->\n<!-- end -->\nafter\n")
-    for _ in range(2):  # the second time it replaces what the first one wrote
-        study_report.write_report(table, times, page)
-        text = page.read_text()
-        first, second = text.split("between")
-        assert "| a-one-checkpoint | 0.25 | 58.00 ± 1.41 | 58.0 / 58.0 / 58.0 | 96.7 % | 38.00 | 41 |" in first
-        assert "| teacher | dense | 60.00 | 60.0 / 60.0 / 60.0 | 100.0 % | 40.00 | 80 |" in first and "old" not in first
-        assert "| b-random | 0.25 | 50.00 |" in second and "83.3 %" in second and "a-one-checkpoint" in second
-        assert text.startswith("Before\n") and text.endswith("after\n")
-    assert (tmp_path / "study_routers.png").stat().st_size > 5000 < (tmp_path / "study_time.png").stat().st_size
-    assert [study_report.family(c) for c in ("f-dense-3-layers", "f-dense-1-layer", "f-pruned-0.25", "b-random")] == [
-        "f-dense", "f-dense", "f-pruned", "b-random"
-    ]  # fmt: skip
-    assert "| b-random | 0.25 | 50.00 | 50.0 / 50.0 / 50.0 | 83.3 % | 41 |" in second  # it computes what the base does
-    with pytest.raises(InputError, match="run the study first"):
-        study_report.write_report(tmp_path / "none.csv", times, page)

@@ -1,22 +1,25 @@
-"""What the study compares the model with: other routers, attention without the little stream, smaller and sparser ViTs.
+"""Changes of the model that the study measures: other routers, attention without the little stream, other E-blocks.
 
-Each function changes a Sam in place, or makes one, that trains and evaluates like any other.
+Each function changes a Sam in place; it trains and evaluates like any other.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_bigltl.convert.warm_start.moments import Moments
 from sam_bigltl.modeling.attention import SemiCrossAttention
-from sam_bigltl.modeling.encoder import BigLittleEncoder
-from sam_bigltl.modeling.registry import build_sam
-from sam_bigltl.modeling.routing import Geometry, Selection
+from sam_bigltl.modeling.decode import dense_position
+from sam_bigltl.modeling.routing import Geometry, Selection, top_tokens
+from sam_bigltl.training.engine import Batch
+from sam_bigltl.training.loop import embed_crop
+from sam_bigltl.training.losses import mask_loss
+from sam_bigltl.training.rounds import decode_with_masks
 
 
 # ---------------------------------------------------------------- routers
@@ -77,6 +80,87 @@ class RepeatingRouter(nn.Module):
         return self._first[0].scores
 
 
+class CoveringRouter(nn.Module):
+    """A router's scores, lowered for tokens that earlier groups have selected, so that all have their turn.
+
+    Args:
+        router: the learned one.
+        before: the covering router of the group before, or None for the first.
+        penalty: of the log score, for each time that a token was selected.
+    """
+
+    def __init__(self, router: nn.Module, before: CoveringRouter | None, penalty: float = 1.0) -> None:
+        super().__init__()
+        self.router, self.penalty = router, penalty
+        self._before = (before,)  # not a submodule
+        self.ratio = 1.0  # set by `covered`
+        self.times: Tensor | None = None
+
+    def forward(self, little: Tensor) -> Tensor:
+        """little (B, N, C_E) -> scores (B, N) that sum to 1"""
+        (before,) = self._before
+        scores = self.router(little)
+        times = torch.zeros_like(scores) if before is None else before.times
+        scores = scores * (-self.penalty * times).exp()
+        scores = scores / scores.sum(dim=1, keepdim=True)
+        chosen = top_tokens(scores.detach(), max(1, round(self.ratio * scores.shape[1])))
+        self.times = times.scatter_add(1, chosen, torch.ones_like(scores).gather(1, chosen))
+        return scores
+
+
+class GridRouter(nn.Module):
+    """No importance: each group takes the next tokens of an order that spreads any run of them evenly.
+
+    The order is that of ordered dithering (Bayer's matrix), so that a quarter of the tokens is every second one of
+    every second row. Tokens that the learned router calls unimportant, as the padding is, come last.
+
+    Args:
+        router: the learned one, of which only that is used.
+        group: which selection this is.
+        least: score, relative to the mean, under which a token comes last.
+    """
+
+    def __init__(self, router: nn.Module, group: int, least: float = 0.1) -> None:
+        super().__init__()
+        self.router, self.group, self.least = router, group, least
+        self.ratio = 1.0  # set by `covered`
+
+    def forward(self, little: Tensor) -> Tensor:
+        """little (B, N, C_E) of a square grid -> scores (B, N) that sum to 1, without a gradient"""
+        with torch.no_grad():
+            scores = self.router(little)
+            last = scores < self.least / scores.shape[1]
+            rank = (dither_order(round(scores.shape[1] ** 0.5), scores.device) + 2 * scores.shape[1] * last).argsort(1)
+            place = rank.argsort(1).to(scores.dtype)  # among the tokens of the image
+            size = (~last).sum(dim=1, keepdim=True).clamp(min=1)
+            turn = (place - self.group * max(1, round(self.ratio * scores.shape[1]))) % size
+            value = torch.where(last, place, turn).neg().div(scores.shape[1])
+            return (value - 2.0 * last).softmax(dim=1)
+
+
+def dither_order(side: int, device: torch.device | str) -> Tensor:
+    """The place of each token of a grid in the order of ordered dithering, (side * side,), all different."""
+    matrix, size = torch.zeros(1, 1, dtype=torch.long, device=device), 1
+    while size < side:
+        matrix = torch.cat([torch.cat([4 * matrix, 4 * matrix + 2], 1), torch.cat([4 * matrix + 3, 4 * matrix + 1], 1)])
+        size *= 2
+    return matrix[:side, :side].flatten().argsort().argsort()
+
+
+def covered(sam: Sam, make: Callable[[nn.Module, int, nn.Module | None], nn.Module]) -> None:
+    """Give each group the router `make(its own, group, the one made before)`, which is told the keep ratio."""
+    encoder, made = sam.image_encoder, []
+    for group, transition in enumerate(encoder.transitions):
+        transition.router = make(transition.router, group, made[-1] if made else None)
+        made.append(transition.router)
+
+    def tell(module: nn.Module, inputs: tuple) -> None:
+        for router in made:
+            router.ratio = float(encoder.keep_ratio)
+
+    made[0].register_forward_pre_hook(tell)
+
+
 def route_once(sam: Sam) -> None:
     """Let the first group select for all."""
     transitions = sam.image_encoder.transitions
@@ -89,6 +173,66 @@ def set_router(sam: Sam, router: nn.Module) -> None:
     """Let `router` score the tokens of every group."""
     for transition in sam.image_encoder.transitions:
         transition.router = router
+
+
+def fit_routers_to_masks(sam: Sam, crops: Sequence[Batch]) -> None:
+    """Fit the routers to what a token's big path changes in the masks, in place.
+
+    That is |g . d|, where d is what the little path lacks of the token at the end of a group, and g the gradient of the
+    loss of the masks, against the photographs' own, with respect to it. The router is the ridge regression of its log
+    on the little stream, as the closed-form start fits it to |d|.
+
+    Args:
+        sam: converted and fitted.
+        crops: batches of `MaskBatches`.
+    """
+    encoder = sam.image_encoder
+    logs = [Moments() for _ in encoder.transitions]
+    for batch in crops:
+        for group, (stream, effect, valid) in enumerate(_mask_effects(sam, batch)):
+            log = effect.clamp(min=1e-12).log()
+            floor = log[valid].quantile(0.02)
+            logs[group].add(stream, torch.where(valid, log, floor)[:, None], torch.where(valid, 1.0, 0.3))
+    with torch.no_grad():
+        for moments, transition in zip(logs, encoder.transitions):
+            moments.solve(transition.router.score)
+
+
+def _mask_effects(sam: Sam, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each group: the little stream it starts with, |g . d| of each token, and which tokens show the photograph."""
+    encoder = sam.image_encoder
+    loss, states = _dense_loss(sam, batch)
+    gradients = torch.autograd.grad(loss, states[1:])
+    small = encoder._geometry(tuple(states[0].shape[1:3]), encoder.config.little_window, loss.device)
+    found = []
+    with torch.no_grad():
+        for (_, layers), transition, before, after, gradient in zip(
+            encoder.config.groups, encoder.transitions, states, states[1:], gradients
+        ):
+            stream = little = transition.enter(before.flatten(1, 2))
+            for layer in layers:
+                little = encoder.little_blocks[layer](little, small)
+            lack = after.flatten(1, 2) - transition.estimate(before.flatten(1, 2), little)
+            effect = (gradient.flatten(1, 2) * lack).sum(-1).abs()
+            found.append((stream.flatten(0, 1), effect.flatten(), batch["valid"].flatten()))
+    return found
+
+
+def _dense_loss(sam: Sam, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """The loss of the masks at keep_ratio 1.0, and the tokens before the first group and after each."""
+    encoder = sam.image_encoder
+    images = (batch["image"].float() - sam.pixel_mean) / sam.pixel_std
+    states = [embed_crop(sam, images, batch["offset"])]
+    big = encoder._geometry(tuple(states[0].shape[1:3]), encoder.config.window, images.device)
+    for _, layers in encoder.config.groups:
+        x = states[-1]
+        for layer in layers:
+            x = encoder.blocks[layer](x, big)
+        states.append(x)
+    embeddings = encoder._neck(states[-1])
+    position = dense_position(sam.prompt_encoder, batch["offset"], embeddings.shape[-2:])
+    logits, iou_pred = decode_with_masks(sam, embeddings, position, batch["coords"], batch["labels"])
+    return mask_loss(logits, iou_pred, batch["target"].float() / 255, batch["boxes"]).total, states
 
 
 def boundary_scores(masks: Tensor, side: int) -> Tensor:
@@ -115,18 +259,47 @@ class SelectedOnlyAttention(SemiCrossAttention):
     def routed(self, x: Tensor, little: Tensor, selection: Selection, geometry: Geometry) -> Tensor:
         """x (B, K, C) -> (B, K, C)"""
         batch, count, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, K, d)
-        logits = (q * self.scale) @ k.transpose(-2, -1)
-        for lines, table in ((selection.rows, self.rel_pos_h), (selection.columns, self.rel_pos_w)):
-            lines = lines % self.window if self.window else lines
-            size = (table.shape[0] + 1) // 2
-            index = (lines[:, :, None] - lines[:, None, :]).clamp(1 - size, size - 1) + size - 1
-            logits = logits + (q @ table.to(q.dtype).t()).gather(-1, index[:, None].expand(-1, self.num_heads, -1, -1))
-        if self.window:
-            window = geometry.token_window[selection.indices]
-            logits = logits.masked_fill((window[:, :, None] != window[:, None, :])[:, None], float("-inf"))
-        out = logits.softmax(dim=-1).to(v.dtype) @ v
-        return self.proj(out.transpose(1, 2).reshape(batch, count, -1))
+        qkv = self.qkv(x).view(batch, count, 3, self.num_heads, -1)
+        if self.window and not torch.is_grad_enabled():
+            out = SelectedOnlyAttention._in_windows(self, qkv, selection)
+        else:
+            mask = None
+            if self.window:
+                window = geometry.token_window[selection.indices]
+                mask = (window[:, :, None] != window[:, None, :])[:, None]
+            out = _among(self, qkv.permute(2, 0, 3, 1, 4), selection.rows, selection.columns, mask).transpose(1, 2)
+        return self.proj(out.reshape(x.shape))
+
+    def _in_windows(self, qkv: Tensor, selection: Selection) -> Tensor:
+        """qkv (B, K, 3, h, d) -> (B, K, h, d), window by window: for inference, where time counts."""
+        batch, count, _, heads, width = qkv.shape
+        rows = qkv.reshape(batch * count, 3, heads, width)
+        out = rows.new_empty(len(rows) + 1, heads, width)  # the last row takes the unused slots
+        for bucket in selection.buckets:
+            own = rows.index_select(0, bucket.source).view(-1, bucket.size, 3, heads, width).permute(2, 0, 3, 1, 4)
+            unused = (bucket.target == len(rows)).view(-1, 1, 1, bucket.size)
+            lines = (each.view(-1, bucket.size) for each in (bucket.rows, bucket.columns))
+            found = _among(self, own, *lines, unused).transpose(1, 2)
+            out.index_copy_(0, bucket.target, found.reshape(-1, heads, width))
+        return out[:-1].view(batch, count, heads, width)
+
+
+def _among(attention: SemiCrossAttention, qkv: Tensor, rows: Tensor, columns: Tensor, hidden: Tensor | None) -> Tensor:
+    """Attention among tokens at rows and columns (b, n): qkv (3, b, h, n, d) -> (b, h, n, d).
+
+    Args:
+        hidden: keys that queries do not see, boolean, broadcast to (b, h, n, n).
+    """
+    q, k, v = qkv
+    logits = (q * attention.scale) @ k.transpose(-2, -1)
+    for lines, table in ((rows, attention.rel_pos_h), (columns, attention.rel_pos_w)):
+        lines = lines % attention.window if attention.window else lines
+        size = (table.shape[0] + 1) // 2
+        index = (lines[:, :, None] - lines[:, None, :]).clamp(1 - size, size - 1) + size - 1
+        logits = logits + (q @ table.to(q.dtype).t()).gather(-1, index[:, None].expand(-1, q.shape[1], -1, -1))
+    if hidden is not None:
+        logits = logits.masked_fill(hidden, float("-inf"))
+    return logits.softmax(dim=-1).to(v.dtype) @ v
 
 
 def attend_to_selected_only(sam: Sam) -> None:
@@ -171,10 +344,10 @@ class NoBlock(nn.Module):
         return x
 
 
-def convolve(sam: Sam) -> None:
+def convolve(sam: Sam, kernel: int = 5) -> None:
     """Let E-blocks mix tokens by a depthwise convolution, which adds nothing at first, as their attention does not."""
     for block in sam.image_encoder.little_blocks:
-        block.attn = DepthwiseMixer(sam.image_encoder.config.little_dim)
+        block.attn = DepthwiseMixer(sam.image_encoder.config.little_dim, kernel)
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(block.attn.proj.bias)
 
@@ -184,142 +357,3 @@ def without_little_blocks(sam: Sam) -> None:
     blocks = sam.image_encoder.little_blocks
     for layer in range(len(blocks)):
         blocks[layer] = NoBlock()
-
-
-# ---------------------------------------------------------------- dense and sparse rivals
-def shallow(teacher: Sam, layers: tuple[int, ...]) -> Sam:
-    """A dense student of the teacher's width that keeps only these layers, initialised from them.
-
-    It is the strongest start that a smaller dense ViT can have here: no weight is random.
-    """
-    theirs: BigLittleEncoder = teacher.image_encoder
-    config = replace(
-        theirs.config, depth=len(layers),
-        global_layers=tuple(place for place, layer in enumerate(layers) if layer in theirs.config.global_layers),
-    )  # fmt: skip
-    sam = build_sam(config)
-    state = {
-        name: value for name, value in teacher.state_dict().items() if not name.startswith("image_encoder.blocks.")
-    }
-    for place, layer in enumerate(layers):
-        for name, value in theirs.blocks[layer].state_dict().items():
-            state[f"image_encoder.blocks.{place}.{name}"] = value
-    sam.load_state_dict(state)
-    return sam
-
-
-class PrunedEncoder(BigLittleEncoder):
-    """Token pruning on the dense ViT, as EViT prunes (arXiv 2202.07800): no little path, no router.
-
-    Before each stage the K tokens whose keys drew most attention in the last global layer go on, the others keep
-    their features until the next one: a dense prediction needs all of them. Before the first stage all go on.
-    """
-
-    prune_ratio = 1.0
-
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, gh, gw, C) -> (B, out_chans, gh, gw)"""
-        batch, gh, gw, dim = tokens.shape
-        geometry = self._geometry((gh, gw), self.config.window, tokens.device)
-        x = tokens.reshape(batch, gh * gw, dim)
-        importance = None
-        for layers in self.config.stages:
-            x = (
-                self._dense(x, layers, geometry)
-                if importance is None
-                else self._sparse(x, layers, geometry, importance)
-            )
-            importance = self._attention_drawn(self.blocks[layers[-1]], x)
-        return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
-
-    def _dense(self, x: Tensor, layers: tuple[int, ...], geometry: Geometry) -> Tensor:
-        for layer in layers:
-            x = self.blocks[layer](x, geometry)
-        return x
-
-    def _sparse(self, x: Tensor, layers: tuple[int, ...], geometry: Geometry, importance: Tensor) -> Tensor:
-        count = max(1, round(self.prune_ratio * x.shape[1]))
-        kept = importance.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
-        selection = Selection(kept, geometry)
-        selected = selection.gather(x)
-        for layer in layers:
-            block = self.blocks[layer]
-            added = SelectedOnlyAttention.routed(block.attn, block.norm1(selected), None, selection, geometry)
-            selected = selected + added
-            selected = selected + block.mlp(block.norm2(selected))
-        return selection.scatter(x, selected)
-
-    @torch.no_grad()
-    def _attention_drawn(self, block: nn.Module, x: Tensor) -> Tensor:
-        """Mean attention that each token's key draws from a grid of 49 queries, (B, N)."""
-        batch, count, _ = x.shape
-        q, k, _ = block.attn.qkv(block.norm1(x)).view(batch, count, 3, block.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        queries = torch.linspace(0, count - 1, 49, device=x.device).long()
-        return ((q[:, :, queries] * block.attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1).mean(dim=(1, 2))
-
-
-def pruned(teacher: Sam, ratio: float) -> Sam:
-    """The teacher with token pruning at `ratio`; every weight is the teacher's."""
-    sam = copy.deepcopy(teacher)
-    sam.image_encoder.__class__ = PrunedEncoder
-    sam.image_encoder.prune_ratio = ratio
-    return sam
-
-
-class MergedEncoder(BigLittleEncoder):
-    """Token merging on the dense ViT (ToMe, arXiv 2210.09461), with the merged tokens parted again after each block.
-
-    In the global layers a share of the tokens is merged into the most similar of the others (bipartite matching over
-    every fourth token, as for dense prediction in arXiv 2303.17604), the block runs on what is left, and each merged
-    token gets its group's change. Windowed layers stay dense: their relative positions need every place.
-    """
-
-    merge_ratio = 1.0
-
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, gh, gw, C) -> (B, out_chans, gh, gw)"""
-        batch, gh, gw, dim = tokens.shape
-        geometry = self._geometry((gh, gw), self.config.window, tokens.device)
-        x = tokens.reshape(batch, gh * gw, dim)
-        for layer, block in enumerate(self.blocks):
-            x = self._merged(block, x, geometry) if layer in self.config.global_layers else block(x, geometry)
-        return self.neck(x.view(batch, gh, gw, dim).permute(0, 3, 1, 2))
-
-    def _merged(self, block: nn.Module, x: Tensor, geometry: Geometry) -> Tensor:
-        _, count, dim = x.shape
-        keep = max(1, round(self.merge_ratio * count))
-        kept, source, target = _match(x.detach(), geometry.grid, count - keep)
-        merged = x.scatter_reduce(1, target[..., None].expand(-1, -1, dim), x.gather(1, _wide(source, dim)), "mean")
-        selection = Selection(kept, geometry)
-        before = selection.gather(merged)
-        after = before + SelectedOnlyAttention.routed(block.attn, block.norm1(before), None, selection, geometry)
-        after = after + block.mlp(block.norm2(after))
-        change = selection.scatter(torch.zeros_like(x), after - before)
-        change = change.scatter(1, _wide(source, dim), change.gather(1, _wide(target, dim)))
-        return x + change
-
-
-def _wide(index: Tensor, dim: int) -> Tensor:
-    return index[..., None].expand(-1, -1, dim)
-
-
-def _match(x: Tensor, grid: tuple[int, int], count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens that stay (B, N - count), tokens that merge and the tokens they merge into (B, count each)."""
-    rows, columns = grid
-    place = torch.arange(rows * columns, device=x.device)
-    is_target = (place // columns % 2 == 0) & (place % columns % 2 == 0)
-    targets, sources = place[is_target], place[~is_target]
-    unit = F.normalize(x.float(), dim=-1)
-    similarity, best = (unit[:, sources] @ unit[:, targets].transpose(1, 2)).max(dim=-1)  # (B, sources)
-    order = similarity.sort(dim=1, descending=True, stable=True).indices[:, : min(count, len(sources))]
-    source, target = sources[order], targets[best.gather(1, order)]
-    stays = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device).scatter(1, source, False)
-    return stays.nonzero()[:, 1].view(len(x), -1), source, target
-
-
-def merged(teacher: Sam, ratio: float) -> Sam:
-    """The teacher with token merging down to `ratio` (at least a quarter) in its global layers; its own weights."""
-    sam = copy.deepcopy(teacher)
-    sam.image_encoder.__class__ = MergedEncoder
-    sam.image_encoder.merge_ratio = ratio
-    return sam

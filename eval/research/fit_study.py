@@ -31,7 +31,7 @@ from sam_bigltl.data.images import read_image
 from sam_bigltl.data.photos import preprocess
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 
-from . import ablations
+from . import rivals
 from .fit_reference import agreement, references
 
 RATIOS = (0.5, 0.25, 0.125)
@@ -47,8 +47,8 @@ RECIPES = {
     "all": Recipe(),
 }
 RIVALS: dict[str, tuple[Callable[[Sam, float], Sam], tuple[float, ...]]] = {
-    "merged": (ablations.merged, (0.5, 0.25)),
-    "dropped": (ablations.pruned, (0.5, 0.25, 0.125)),
+    "merged": (rivals.merged, (0.5, 0.25)),
+    "dropped": (rivals.pruned, (0.5, 0.25, 0.125)),
 }
 
 

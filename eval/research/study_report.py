@@ -1,48 +1,141 @@
-"""Tables and plots of the study, from its CSVs: into docs/study.md between markers, and docs/study_*.png."""
+"""The tables and the figure of docs/study.md, from the study's CSVs, between markers in the page."""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from sam_bigltl.errors import InputError
 
-TEACHER = "teacher"
-BASE = "a-one-checkpoint"
-NO_E_BLOCKS = "h-no-e-blocks"
+TEACHER, OURS, INSTANCES = "teacher", "ours", "instances"
+FASTEST = "int8 in kernels"
+SPLITS = ("all", "small", "medium", "large")
+RESAMPLES = 4000
+# What the table of rivals and the figure show as one family, in this order; everything else is a change of ours.
+FAMILIES = ("layers fewer", "MLP", "px", "pruned", "ToMe", "flat areas", "merging inside", "paper")
+_SAME_TIME = {"mask router": OURS, "error router": OURS, "random router": OURS, "paper, our loss": "paper"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """A cell at a keep ratio, over its seeds: mIoU by (prompt, clicks) and split, lists with one value a seed."""
+    """A cell at a keep ratio, over its seeds: mIoU by (prompt, clicks, split), sums of IoU by photograph."""
 
+    teacher: str
     cell: str
-    keep_ratio: str
-    figures: dict[tuple[str, str, str], list[float]]
+    steps: int
+    ratio: str
+    figures: dict[tuple[str, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    sums: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
     def values(self, prompt: str = "box", clicks: int = 0, split: str = "all") -> list[float]:
+        """One figure a seed."""
         return self.figures.get((prompt, str(clicks), split), [])
 
+    @property
+    def family(self) -> str:
+        """Its family, or its own name."""
+        return next((name for name in FAMILIES if re.match(rf"(\d+ )?{name}", self.cell)), self.cell)
 
-def read_rows(table: Path) -> list[Row]:
-    """The rows of study.csv, seeds together, in the order they were written."""
-    try:
-        with open(table, newline="") as file:
-            lines = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise InputError(f"{table} does not exist: run the study first") from None
-    found: dict[tuple[str, str], dict] = {}
-    for line in lines:
-        figures = found.setdefault((line["cell"], line["keep_ratio"]), defaultdict(list))
-        for split in ("all", "small", "medium", "large"):
+
+@dataclass
+class Results:
+    """Everything that was measured.
+
+    Attributes:
+        rows: by teacher, cell, steps and ratio.
+        counts: masks of each photograph.
+        times: milliseconds by (teacher's file, cell, ratio, format).
+    """
+
+    rows: list[Row]
+    counts: np.ndarray
+    times: dict[tuple[str, str, str, str], float]
+
+    def of(self, teacher: str, trained: bool) -> list[Row]:
+        """The rows of one teacher, those of trained cells or of untrained ones, the teacher itself among them."""
+        return [r for r in self.rows if r.teacher == teacher and (r.cell == TEACHER or (r.steps > 0) == trained)]
+
+    def time(self, model: str, row: Row, kind: str = FASTEST) -> float | None:
+        """Its encoder's milliseconds, the fastest of its formats where `kind` is `FASTEST`."""
+        cell = _SAME_TIME.get(row.cell, row.cell)
+        found = [
+            value for (name, own, ratio, dtype), value in self.times.items()
+            if (name, own, ratio) == (model, cell, row.ratio) and kind in (dtype, FASTEST)
+        ]  # fmt: skip
+        return min(found, default=None)
+
+
+def read_results(folder: Path) -> Results:
+    """The study's CSVs in a folder."""
+    rows: dict[tuple[str, str, str, str], Row] = {}
+
+    def row_of(line: dict[str, str]) -> Row:
+        key = (line["teacher"], line["cell"], line["steps"], line["keep_ratio"])
+        return rows.setdefault(key, Row(line["teacher"], line["cell"], int(line["steps"]), line["keep_ratio"]))
+
+    for line in _lines(folder / "study.csv"):
+        for split in SPLITS:
             if line[split]:
-                figures[line["prompt"], line["clicks"], split].append(float(line[split]))
-    return [Row(cell, ratio, figures) for (cell, ratio), figures in found.items()]
+                row_of(line).figures[line["prompt"], line["clicks"], split].append(float(line[split]))
+    counts = np.zeros(0)
+    for line in _lines(folder / "study_photos.csv"):
+        values = np.array(line["sums"].split(), float)
+        if line["cell"] == INSTANCES:
+            counts = values
+        else:
+            row_of(line).sums[line["prompt"], line["clicks"]].append(values)
+    times = {
+        (line["model"], line["cell"], line["keep_ratio"], line["format"]): float(line["median_ms"])
+        for name in ("study_times.csv", "study_times_sam.csv") if (folder / name).exists()
+        for line in _lines(folder / name)
+    }  # fmt: skip
+    return Results(list(rows.values()), counts, times)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run the study first") from None
+
+
+def difference(
+    ours: Sequence[tuple[float, np.ndarray]], time: float, rival: np.ndarray, counts: np.ndarray
+) -> tuple[float, float, float] | None:
+    """How much mIoU ours has over a rival at the rival's time, and the interval of 95 % over photographs, in points.
+
+    Args:
+        ours: (milliseconds, sums of IoU by photograph) of some keep ratios; a straight line between neighbours.
+        time: the rival's milliseconds; None is returned where ours has no time on one of its sides.
+        rival: its sums of IoU by photograph.
+        counts: masks of each photograph.
+    """
+    ours = sorted(ours, key=lambda each: each[0])
+    for (below, low), (above, high) in pairwise(ours):
+        if below <= time <= above:
+            share = (time - below) / max(above - below, 1e-12)
+            gain = (1 - share) * low + share * high - rival
+            break
+    else:
+        return None
+    return 100 * gain.sum() / counts.sum(), *interval(gain, counts)
+
+
+def interval(gain: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """The central 95 % of the mean gain of an instance in points, photographs drawn anew with replacement."""
+    drawn = np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))
+    means = 100 * gain[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -52,105 +145,139 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def markdown(rows: Sequence[Row], times: dict[tuple[str, str], float], letter: str) -> str:
-    """The table of one letter, with the teacher and the base at the same ratios to compare with."""
-    own = [row for row in rows if row.cell.startswith(f"{letter}-")]
-    ratios = {row.keep_ratio for row in own}
-    others = [row for row in rows if row.cell == TEACHER]
-    others += [
-        row for row in rows if row.cell == BASE and letter != "a" and (row.keep_ratio in ratios or letter in "fg")
-    ]
-    reference = [value for row in rows if row.cell == TEACHER for value in row.values()]
-    clicks = [count for count in (1, 3, 5) if any(row.values("point", count) for row in own)]
-    head = [
-        "cell",
-        "keep_ratio",
-        "box",
-        "small / medium / large",
-        "retention",
-        *("1 click" if c == 1 else f"{c} clicks" for c in clicks),
-        "encoder ms",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for row in [*others, *own]:
-        splits = " / ".join(
-            f"{mean(v):.1f}" if (v := row.values(split=s)) else "-" for s in ("small", "medium", "large")
-        )
-        kept = f"{100 * mean(row.values()) / mean(reference):.1f} %" if reference and row.values() else "-"
-        time = time_of(times, row)
+def _signed(found: tuple[float, float, float] | None) -> str:
+    return "-" if found is None else f"{found[0]:+.2f} ({found[1]:+.2f} to {found[2]:+.2f})"
+
+
+def _average(row: Row, prompt: str, clicks: int) -> np.ndarray:
+    return np.mean(row.sums[prompt, str(clicks)], axis=0)
+
+
+def cells_table(results: Results, teacher: str, model: str, trained: bool, names: Sequence[str] | None = None) -> str:
+    """One line a cell and ratio: accuracy, retention, time, and what ours has over it at equal time."""
+    rows = results.of(teacher, trained)
+    reference = next((mean(row.values()) for row in rows if row.cell == TEACHER and row.values()), None)
+    ours = [(results.time(model, r), r) for r in rows if r.cell in (OURS, TEACHER)]
+    lines = [["cell", "ratio", "box", "small / medium / large", "kept", "1 click", "float32 ms", "fastest ms",
+              "ours over it at that time: box", "1 click"]]  # fmt: skip
+    lines.append(["---"] * len(lines[0]))
+    chosen = [r for r in rows if names is None or r.cell in names or r.cell == TEACHER]
+    for row in sorted(chosen, key=lambda r: (r.cell != TEACHER, r.cell != OURS, _order(r), -float(r.ratio))):
+        time, plain = results.time(model, row), results.time(model, row, "float32")
+        over = ["-", "-"]
+        if time is not None and row.cell not in (OURS, TEACHER):
+            over = []
+            for prompt in (("box", 0), ("point", 1)):
+                curve = [(t, _average(r, *prompt)) for t, r in ours if t is not None]
+                over.append(_signed(difference(curve, time, _average(row, *prompt), results.counts)))
+        kept = f"{100 * mean(row.values()) / reference:.1f} %" if reference and row.values() else "-"
+        splits = " / ".join(f"{mean(v):.1f}" if (v := row.values(split=s)) else "-" for s in SPLITS[1:])
         lines.append([
-            row.cell, "dense" if row.cell == TEACHER else row.keep_ratio, spread(row.values()), splits, kept,
-            *(spread(row.values("point", count)) for count in clicks), "-" if time is None else f"{time:.0f}",
+            row.cell, "" if row.ratio == "1.0" and row.cell != OURS else row.ratio, spread(row.values()), splits, kept,
+            spread(row.values("point", 1)), _ms(plain), _ms(time), *over,
         ])  # fmt: skip
+    return _markdown(lines)
+
+
+def _order(row: Row) -> tuple[int, str]:
+    family = row.family
+    return (FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), row.cell)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def read_times(path: Path) -> dict[tuple[str, str], float]:
-    """Median encoder milliseconds by (cell, keep_ratio) of study_times.csv; none where there is no such file."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        return {(line["cell"], line["keep_ratio"]): float(line["median_ms"]) for line in csv.DictReader(file)}
+def layers_table(folder: Path, teachers: dict[str, str]) -> str:
+    """What each layer is worth: one line a number of skipped layers, the teachers side by side."""
+    found = {(line["teacher"], line["skipped"]): line for line in _lines(folder / "study_layers.csv")}
+    head = ["layers skipped"]
+    for name in teachers.values():
+        head += [f"{name}: box", "1 click", "a linear map after the others explains"]
+    lines = [head, ["---"] * len(head)]
+    for skipped in sorted({int(number) for _, number in found}):
+        line = [str(skipped)]
+        for mark in teachers:
+            own = found.get((mark, str(skipped)))
+            line += ["", "", ""] if own is None else [
+                f"{float(own['box']):.1f}", f"{float(own['point']):.1f}", f"{100 * float(own['linear_share']):.0f} %"
+            ]  # fmt: skip
+        lines.append(line)
+    return _markdown(lines)
 
 
-def computes_like_base(cell: str) -> bool:
-    """Whether its encoder is the base's but for weights and the router: tables b and e."""
-    return cell[0] in "be"
+def sam_table(results: Results) -> str:
+    """Times at the size of SAM ViT-B, and their share of the dense one's."""
+    own = [(cell, ratio, ms) for (model, cell, ratio, _), ms in results.times.items() if model == "vit_b"]
+    dense = next(ms for cell, _, ms in own if cell == TEACHER)
+    lines = [["encoder", "ratio", "ms", "of the dense time"], ["---"] * 4]
+    lines += [[c, "" if r == "1.0" else r, f"{ms:.0f}", f"{100 * ms / dense:.0f} %"] for c, r, ms in own]
+    return _markdown(lines)
 
 
-def time_of(times: dict[tuple[str, str], float], row: Row) -> float | None:
-    """Its encoder's milliseconds."""
-    return times.get((BASE if computes_like_base(row.cell) else row.cell, row.keep_ratio))
+def write_report(folder: Path, page: Path) -> None:
+    """Put the tables between `<!-- table name -->` and `<!-- end -->` of `page`, and draw the figure beside it.
 
-
-def family(cell: str) -> str:
-    """What is one line in a plot: "f-dense" for "f-dense-3-layers", "f-pruned" for "f-pruned-0.5"."""
-    return re.sub(r"-[\d.]+(-layers?)?$", "", cell)
-
-
-def write_report(table: Path, times_path: Path, page: Path) -> None:
-    """Put the tables between `<!-- table x -->` and `<!-- end -->` of `page`, and draw the plots beside it."""
-    rows, times = read_rows(table), read_times(times_path)
+    A marker is `layers`, `sam`, or `cells TEACHER trained|untrained [rivals|changes]`, TEACHER a file in checkpoints/.
+    """
+    results = read_results(folder)
+    marks = {line["model"]: line["teacher"] for line in _lines(folder / "study_teachers.csv")}
 
     def fill(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{markdown(rows, times, match[2])}\n{match[4]}"
+        kind, *words = match[2].split()
+        if kind == "layers":
+            table = layers_table(folder, {marks[name]: name for name in marks})
+        elif kind == "sam":
+            table = sam_table(results)
+        else:
+            model, trained = words[0], words[1] == "trained"
+            rows = results.of(marks[model], trained)
+            rivals = {row.cell for row in rows if row.family in FAMILIES and not row.cell.startswith("paper,")}
+            changes = {row.cell for row in rows} - rivals | {"merging inside", "paper", "paper, our loss"}
+            names = None if len(words) < 3 else sorted((rivals if words[2] == "rivals" else changes) | {OURS})
+            table = cells_table(results, marks[model], model, trained, names)
+        return f"{match[1]}\n{table}\n{match[4]}"
 
     text = page.read_text(encoding="utf-8")
-    text = re.sub(r"(<!-- table (\w) -->)\n(.*?)(<!-- end -->)", fill, text, flags=re.DOTALL)
+    text = re.sub(r"(<!-- table ([^>]*?) -->)\n(.*?)(<!-- end -->)", fill, text, flags=re.DOTALL)
     page.write_text(text, encoding="utf-8")
-    _plot(page.with_name("study_routers.png"), rows, lambda row: float(row.keep_ratio), "keep ratio", "ab")
-    timed = [row for row in rows if time_of(times, row)]
-    _plot(
-        page.with_name("study_time.png"),
-        timed,
-        lambda row: time_of(times, row),
-        "encoder, median ms",
-        "af",
-        extra=NO_E_BLOCKS,
-    )
+    _plot(page.with_name("study_time.png"), results, marks)
 
 
-def _plot(
-    path: Path, rows: Sequence[Row], place: Callable[[Row], float], label: str, letters: str, extra: str = ""
-) -> None:
+def _plot(path: Path, results: Results, marks: dict[str, str]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axes, prompt, clicks in ((panels[0], "box", 0), (panels[1], "point", 1)):
-        lines: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
-        for row in rows:
-            if row.values(prompt, clicks) and (row.cell in (TEACHER, extra) or row.cell[0] in letters):
-                lines[family(row.cell)].append((place(row), row.values(prompt, clicks)))
-        for name, points in lines.items():
-            points.sort()
-            x, y = [p[0] for p in points], [mean(p[1]) for p in points]
-            error = [stdev(p[1]) if len(p[1]) > 1 else 0 for p in points]
-            axes.errorbar(x, y, error, marker="o", capsize=2, linewidth=1, label=name)
-        axes.set(xlabel=label, ylabel=f"mIoU, {'box' if prompt == 'box' else '1 click'}, %")
-        axes.grid(alpha=0.3)
-    panels[1].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    figure, panels = pyplot.subplots(len(marks), 2, figsize=(12, 4.4 * len(marks)), layout="constrained", squeeze=False)
+    for line, (model, mark) in zip(panels, marks.items()):
+        trained = [r for r in results.of(mark, True) if r.steps]
+        rows = results.of(mark, bool(trained))
+        for axes, prompt, clicks in ((line[0], "box", 0), (line[1], "point", 1)):
+            curves: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
+            for row in rows:
+                time = results.time(model, row)
+                if time is not None and row.values(prompt, clicks) and row.family in (OURS, TEACHER, *FAMILIES):
+                    curves[row.family].append((time, row.values(prompt, clicks)))
+            for name, points in curves.items():
+                points.sort()
+                own = name in (OURS, "merging inside")
+                axes.errorbar(
+                    [p[0] for p in points], [mean(p[1]) for p in points],
+                    [stdev(p[1]) if len(p[1]) > 1 else 0 for p in points],
+                    marker="*" if name == TEACHER else "o", capsize=2, linewidth=2 if own else 1, label=name,
+                )  # fmt: skip
+            what = "with training" if trained else "without training"
+            prompts = "box" if prompt == "box" else "1 click"
+            axes.set(
+                xlabel="encoder, fastest format, median ms", ylabel=f"mIoU, {prompts}, %", title=f"{model}, {what}"
+            )
+            axes.grid(alpha=0.3)
+    panels[0][1].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)

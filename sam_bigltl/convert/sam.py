@@ -34,13 +34,19 @@ _PREFIX = "image_encoder."
 LITTLE_PATH = re.compile(r"^(little_blocks|transitions)\.|^blocks\.\d+\.(attn\.kv_little|norm_little|up|gamma)\b")
 
 
-def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None = None) -> Sam:
+def convert_sam(
+    sam: Sam,
+    little_dim: int | None = None,
+    route_every: int | None = None,
+    little_stream: Literal["per_group", "continuous"] = "per_group",
+) -> Sam:
     """A Sam with a big.LITTLE encoder that computes the same function at keep_ratio 1.0.
 
     Args:
         sam: `segment_anything`'s Sam, or a dense one of ours. It is left as it was.
         little_dim: width of the little path; None is a quarter of the big one. It starts random, see `warm_start`.
         route_every: layers that share one selection of tokens; None is one selection a stage.
+        little_stream: see `EncoderConfig`.
 
     Returns:
         a new Sam in eval mode with copies of all weights, on the device of `sam`, in float32.
@@ -60,7 +66,9 @@ def convert_sam(sam: Sam, little_dim: int | None = None, route_every: int | None
         raise InputError(f"little_dim is positive, not {little_dim}")
     if route_every is not None and route_every < 1:
         raise InputError(f"route_every is at least 1, not {route_every}")
-    config = replace(config, little_dim=little_dim, route_every=route_every)
+    if little_stream not in ("per_group", "continuous"):
+        raise InputError(f"little_stream is 'per_group' or 'continuous', not {little_stream!r}")
+    config = replace(config, little_dim=little_dim, route_every=route_every, little_stream=little_stream)
     big = BigLittleEncoder(config)
     init_weights(big)
     for name, missing in _load(big, state).items():
@@ -269,4 +277,6 @@ def infer_config(state: dict[str, Tensor], source: str) -> EncoderConfig:
         if not every:
             raise InputError(f"{source} has {groups} routing groups, which no route_every gives over {depth} layers")
         config = replace(config, route_every=every[0])
+    if groups > 1 and "transitions.1.down.weight" not in shapes:
+        config = replace(config, little_stream="continuous")
     return config

@@ -42,6 +42,10 @@ class EncoderConfig:
             `sam_bigltl.mobile_stem`; None is SAM's patch projection.
         little_dim: width of the little path; 0 makes a dense model without router and E-blocks.
         route_every: layers that share one selection; None is one selection a stage. A group never spans two stages.
+        little_stream: "per_group" projects the C-wide tokens into a new little stream at each selection, and tokens
+            keep their C-wide state where they are not selected; "continuous" is the paper's Algorithm 1 with
+            `route_every` 1: one little stream from the patch embedding to the end, and nothing else for the tokens
+            that are not selected. Measured against each other in docs/study.md.
     """
 
     img_size: int
@@ -56,6 +60,7 @@ class EncoderConfig:
     stem: tuple[int, ...] | Literal["mobile"] | None = None
     little_dim: int = 0
     route_every: int | None = None
+    little_stream: Literal["per_group", "continuous"] = "per_group"
 
     @property
     def side(self) -> int:
@@ -99,6 +104,7 @@ class BigLittleEncoder(Trunk):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self._set_up(config)
+        self.continuous = config.little_stream == "continuous"
         self.img_size = config.img_size
         self.patch_size = config.patch_size
         side, dim = config.side, config.dim
@@ -145,11 +151,15 @@ class BigLittleEncoder(Trunk):
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Patch and position embedding: (B, 3, H, W) -> (B, gh, gw, C)."""
-        # C++ kernels take float32, whatever the weights are kept in. Not a layer's dtype: clients wrap layers.
-        in_kernels = self.kernels_dtype and isinstance(self.patch_embed, (MobileStem, PatchProjection))
-        tokens = self.patch_embed(images.float().contiguous() if in_kernels else images.to(self.pos_embed.dtype))
+        tokens = self.project_patches(images)
         gh, gw = tokens.shape[1:3]
         return tokens + self.pos_embed[:, :gh, :gw]
+
+    def project_patches(self, images: Tensor) -> Tensor:
+        """Patch embedding alone: (B, 3, H, W) -> (B, gh, gw, C)."""
+        # C++ kernels take float32, whatever the weights are kept in. Not a layer's dtype: clients wrap layers.
+        in_kernels = self.kernels_dtype and isinstance(self.patch_embed, (MobileStem, PatchProjection))
+        return self.patch_embed(images.float().contiguous() if in_kernels else images.to(self.pos_embed.dtype))
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Everything after `embed_patches`: (B, gh, gw, C) -> (B, out_chans, gh, gw)."""

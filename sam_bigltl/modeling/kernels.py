@@ -57,8 +57,8 @@ class Kernels:
         return self._kept.get(block, blocks.PackedBlock, self.dtype)
 
     def transition(self, module: Any, x: Tensor) -> blocks.PackedTransition | None:
-        """The same for the projections between the streams."""
-        if not self.dtype or _learns(module) or not _is_inference(x):
+        """The same for the projections between the streams, where there are both."""
+        if not self.dtype or not hasattr(module, "down") or _learns(module) or not _is_inference(x):
             return None
         if not _are_plain(module, (module.down, module.up)):
             return None

@@ -49,11 +49,17 @@ class Taps:
 
 
 class Transition(nn.Module):
-    """What one group of layers adds to the blocks: into the little stream, the router, and back to C-wide tokens."""
+    """What one group of layers adds to the blocks: into the little stream, the router, and back to C-wide tokens.
 
-    def __init__(self, dim: int, little_dim: int) -> None:
+    Args:
+        dim, little_dim: widths C and C_E.
+        enters: whether the little stream starts here; else it goes on from the group before, and there is no `down`.
+    """
+
+    def __init__(self, dim: int, little_dim: int, enters: bool = True) -> None:
         super().__init__()
-        self.down = nn.Linear(dim, little_dim)
+        if enters:
+            self.down = nn.Linear(dim, little_dim)
         self.router = Router(little_dim)
         self.up = nn.Linear(little_dim, dim)
         self.kernels = Kernels()
@@ -113,6 +119,8 @@ class Trunk(nn.Module):
     Attributes:
         config: its shape; has `dim`, `depth`, `num_heads`, `mlp_ratio`, `little_dim`, `stages`, `groups`.
         prefix: tokens at the start that are always big and never scored, such as a class token.
+        continuous: whether one little stream runs from the first layer to the last, and is all that unselected tokens
+            have, as in the paper's Algorithm 1; else it starts anew from C-wide tokens in each group.
         last_route: what the last forward pass selected.
         taps: filled by a forward pass where it is a `Taps`.
         focus: factors on the importance of tokens for the next passes, (B, N), or None; see `sam_bigltl.focus`.
@@ -120,6 +128,7 @@ class Trunk(nn.Module):
     """
 
     prefix = 0
+    continuous = False
     blocks: nn.ModuleList | nn.Sequential  # of P-blocks
 
     def _set_up(self, config: Any) -> None:
@@ -148,7 +157,10 @@ class Trunk(nn.Module):
             self.little_blocks = nn.ModuleList(
                 EBlock(config.little_dim, heads_of(config.little_dim), config.mlp_ratio) for _ in range(config.depth)
             )
-            self.transitions = nn.ModuleList(Transition(config.dim, config.little_dim) for _ in config.groups)
+            self.transitions = nn.ModuleList(
+                Transition(config.dim, config.little_dim, enters=not self.continuous or group == 0)
+                for group in range(len(config.groups))
+            )
 
     @property
     def is_dense(self) -> bool:
@@ -247,9 +259,13 @@ class Trunk(nn.Module):
         route, given = [], x.dtype
         if self.kernels_dtype:
             x = x.float()  # what the kernels keep between them
-        for index, (stage, layers) in enumerate(self.config.groups):
-            ratio = self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
-            if ratio == 1.0:
+        groups = self.config.groups
+        ratios = [self.keep_ratio[stage] if isinstance(self.keep_ratio, tuple) else self.keep_ratio
+                  for stage, _ in groups]  # fmt: skip
+        little: Tensor | None = None
+        for index, ((_, layers), ratio) in enumerate(zip(groups, ratios)):
+            # A stream that later groups go on from has to pass this one, too.
+            if ratio == 1.0 and not (self.continuous and ratios != [1.0] * len(groups)):
                 x = big.on_grid(x)  # as SAM's blocks take it
                 for layer in layers:
                     x = self._run(call, self.blocks[layer], x, big, PBlock)
@@ -262,7 +278,7 @@ class Trunk(nn.Module):
                 route.append(RouteGroup(tuple(layers), every, None))
             else:
                 transition: Any = self.transitions[index]
-                x, group = self._run_group(x, transition, layers, ratio, big, small)
+                x, little, group = self._run_group(x, little, transition, layers, ratio, big, small)
                 route.append(group)
         return x.to(given), tuple(route)
 
@@ -280,10 +296,22 @@ class Trunk(nn.Module):
         return own
 
     def _run_group(
-        self, x: Tensor, transition: Transition, layers: range, ratio: float | str, big: Geometry, small: Geometry
-    ) -> tuple[Tensor, RouteGroup]:
-        """x (B, N, C) -> (B, N, C), and what was selected. `big` and `small` hold the windows of both paths."""
-        little = transition.enter(x)  # (B, N, C_E)
+        self,
+        x: Tensor,
+        little: Tensor | None,
+        transition: Transition,
+        layers: range,
+        ratio: float | str,
+        big: Geometry,
+        small: Geometry,
+    ) -> tuple[Tensor, Tensor, RouteGroup]:
+        """x (B, N, C) -> (B, N, C), the little stream, and what was selected.
+
+        `little` is the stream after the group before, (B, N, C_E) or None, used where it is `continuous`; `big` and
+        `small` hold the windows of both paths.
+        """
+        if little is None or not self.continuous:
+            little = transition.enter(x)  # (B, N, C_E)
         scores = transition.router(little[:, self.prefix :])  # (B, N - prefix)
         if self.focus is not None:
             scores = scores * self.focus
@@ -302,14 +330,16 @@ class Trunk(nn.Module):
             selected = self._run(call, self.blocks[layer], selected, Routed(little, selection, big, gate), PBlock)
             little = self._run(self.little_blocks[layer], little, small)
         group = RouteGroup(tuple(layers), indices[:, self.prefix :] - self.prefix, scores.detach())
+        if self.continuous:
+            x = torch.zeros_like(x)  # nothing that big blocks gave a token outlives its selection
         if self.taps is None and not _learns():
-            return transition.leave(x, little, selected, selection), group
+            return transition.leave(x, little, selected, selection), little, group
         estimate = transition.estimate(x, little)
         x = selection.scatter(estimate, selected)
         if self.taps is not None:
             self.taps.layers[layers[-1]] = x
             self.taps.little[layers[-1]] = (estimate, scores)
-        return x, group
+        return x, little, group
 
     def _run(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
         """A block; with `gradient_checkpointing` it is computed again in the backward pass instead of stored."""

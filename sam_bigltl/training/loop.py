@@ -110,11 +110,16 @@ class Forward(nn.Module):
 
 def encode_crop(sam: Sam, images: Tensor, offsets: Tensor) -> Tensor:
     """Embeddings of parts of the frame: images (B, 3, S, S) normalised, offsets (B, 2) in tokens -> (B, C, g, g)."""
+    return sam.image_encoder.encode_tokens(embed_crop(sam, images, offsets))
+
+
+def embed_crop(sam: Sam, images: Tensor, offsets: Tensor) -> Tensor:
+    """Patch and position embedding of parts of the frame: (B, 3, S, S), (B, 2) -> tokens (B, g, g, C)."""
     encoder = sam.image_encoder
-    tokens = encoder.patch_embed(images)  # (B, g, g, C)
+    tokens = encoder.project_patches(images)  # (B, g, g, C)
     rows = offsets[:, 0, None] + torch.arange(tokens.shape[1], device=tokens.device)
     columns = offsets[:, 1, None] + torch.arange(tokens.shape[2], device=tokens.device)
-    return encoder.encode_tokens(tokens + encoder.pos_embed[0][rows[:, :, None], columns[:, None, :]])
+    return tokens + encoder.pos_embed[0][rows[:, :, None], columns[:, None, :]]
 
 
 class Trainer(Loop):

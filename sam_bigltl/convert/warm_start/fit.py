@@ -11,6 +11,9 @@ gets is what this model gives it, and what it is fitted to are the teacher's tok
   what `up` leaves; their attention adds nothing;
 * the router is a ridge regression of the log of the error that `up` leaves: tokens that the little path cannot
   explain are the important ones.
+
+A `continuous` little stream has one `down`, for the keys and values of all layers and what leaves the last one; what
+its `up` is fitted to are the teacher's tokens themselves, since unselected tokens have nothing else.
 """
 
 from __future__ import annotations
@@ -71,7 +74,9 @@ class _Image:
         weight: of each token, (N,).
         ratio: keep ratio; 1.0 is the teacher itself.
         after: the teacher's tokens after the group.
-        little: little stream (N, C_E).
+        base: what `up` adds to, (1, N, C).
+        entering: little stream before the group, (N, C_E).
+        little: little stream, (N, C_E).
     """
 
     x: Tensor
@@ -79,12 +84,14 @@ class _Image:
     weight: Tensor
     ratio: float
     after: Tensor = field(init=False)
+    base: Tensor = field(init=False)
+    entering: Tensor = field(init=False)
     little: Tensor = field(init=False)
 
     @property
     def lack(self) -> Tensor:
         """What the tokens lack at the end of the group, (N, C)."""
-        return (self.after - self.x)[0]
+        return (self.after - self.base)[0]
 
 
 @torch.no_grad()
@@ -126,21 +133,24 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
     # disable=None: no bar where stderr is no terminal
     bar = tqdm(groups, desc="warm start", disable=None if progress else True)
     for index, (transition, (_, layers)) in enumerate(bar):
+        if index == 0 or not encoder.continuous:
+            _fit_entry(encoder, transition, range(encoder.config.depth) if encoder.continuous else layers, states, big,
+                       recipe)  # fmt: skip
         _fit_group(encoder, transition, layers, states, big, recipe)
         for state in states if index + 1 < len(groups) else ():
             if state.ratio == 1.0:
                 state.x = state.after
             else:
-                state.x, _ = encoder._run_group(state.x, transition, layers, state.ratio, big, small)
+                entering = state.entering[None]
+                state.x, _, _ = encoder._run_group(state.x, entering, transition, layers, state.ratio, big, small)
             state.teacher = state.after
 
 
-def _fit_group(
+def _fit_entry(
     encoder: BigLittleEncoder, transition: Any, layers: range, states: list[_Image], big: Geometry, recipe: Recipe
 ) -> None:
-    """Fit one group; leaves the teacher's tokens after it in `after`."""
+    """Fit `down` to the layers that its stream is for, and start it; leaves the teacher's tokens behind them."""
     blocks: list[Any] = [encoder.blocks[layer] for layer in layers]
-    little_blocks: list[Any] = [encoder.little_blocks[layer] for layer in layers]
     moments = Moments(recipe.ridge)
     for state in states:
         tokens, keys_values = state.teacher, []
@@ -148,17 +158,32 @@ def _fit_group(
             tokens, own, _ = _dense_pass(block, tokens, big)
             keys_values.append(own)
         state.after = tokens
-        moments.add(state.x[0], torch.cat([*keys_values, state.lack], dim=-1), state.weight)
+        change = (tokens if encoder.continuous else tokens - state.x)[0]
+        moments.add(state.x[0], torch.cat([*keys_values, change], dim=-1), state.weight)
     later, width = _read_later(encoder, layers[-1]), encoder.config.dim
     parts = [(torch.ones_like(later).repeat(2), 1.0) for _ in blocks] + [(torch.ones_like(later), recipe.change)]
     if recipe.channels:
         parts = [(read, 0.5**0.5) for block in blocks for read in _read_inside(block).split(width)]
         parts.append((later, recipe.change))
     _fit_down(transition.down, moments, parts)
-    del moments
-
     for state in states:
         state.little = transition.down(state.x)[0]
+
+
+def _fit_group(
+    encoder: BigLittleEncoder, transition: Any, layers: range, states: list[_Image], big: Geometry, recipe: Recipe
+) -> None:
+    """Fit the rest of a group; leaves the teacher's tokens after it in `after`, and the little stream behind it."""
+    blocks: list[Any] = [encoder.blocks[layer] for layer in layers]
+    little_blocks: list[Any] = [encoder.little_blocks[layer] for layer in layers]
+    later = _read_later(encoder, layers[-1])
+    for state in states:
+        if encoder.continuous:  # what `_fit_entry` left are the tokens behind the last layer of all
+            state.after = state.teacher
+            for block in blocks:
+                state.after = call(block, big.on_grid(state.after), big, PBlock).flatten(1, -2)
+        state.base = torch.zeros_like(state.x) if encoder.continuous else state.x
+        state.entering = state.little
     for block, little_block in zip(blocks, little_blocks):
         regression, units = Moments(recipe.ridge), Moments(recipe.ridge)
         for state in states:
@@ -201,7 +226,7 @@ def _fit_router(transition: Any, states: list[_Image], recipe: Recipe) -> None:
             # Outside the photograph no error matters: as easy as the easiest tokens inside.
             log = log.where(inside, log[inside].quantile(EASY))
             weight = torch.where(inside, 1.0, OUTSIDE)
-        logs.add(transition.down(state.x)[0], log[:, None], weight)
+        logs.add(state.entering, log[:, None], weight)
     logs.solve(transition.router.score)
 
 
