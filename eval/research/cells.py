@@ -10,7 +10,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from . import ablations, rivals
+from . import ablations, rivals, routers
 
 RATIOS = (1.0, 0.5, 0.25, 0.125)
 MIXED_RATIOS = (1.0, 0.6, 0.4, 0.25)
@@ -71,20 +71,25 @@ def _without(count: int) -> Callable[[Material], Sam]:
 
 
 def _by_masks(material: Material) -> Sam:
-    ablations.fit_routers_to_masks(material.student, material.crops)
+    routers.fit_routers_to_masks(material.student, material.crops)
+    return material.student
+
+
+def _by_stage(material: Material) -> Sam:
+    routers.ratios_by_stage(material.student, material.crops[:2], (0.5, 0.25))
     return material.student
 
 
 def _random(sam: Sam) -> None:
-    ablations.set_router(sam, ablations.RandomRouter())
+    routers.set_router(sam, routers.RandomRouter())
 
 
 def _grid(sam: Sam) -> None:
-    ablations.covered(sam, lambda router, group, _: ablations.GridRouter(router, group))
+    routers.covered(sam, lambda router, group, _: routers.GridRouter(router, group))
 
 
 def _covering(sam: Sam) -> None:
-    ablations.covered(sam, lambda router, _, before: ablations.CoveringRouter(router, before))
+    routers.covered(sam, lambda router, _, before: routers.CoveringRouter(router, before))
 
 
 _OURS = Cell(_student(), RATIOS[1:], RATIOS, seeds=3)
@@ -105,10 +110,12 @@ CELLS: dict[str, Cell] = {
     ),
     "mask router": replace(_QUARTER, build=_by_masks, fixed_router=True, ratios=(0.5, 0.25)),
     "error router": replace(_QUARTER, fixed_router=True),
-    "once": replace(_QUARTER, build=_student(ablations.route_once)),
+    "once": replace(_QUARTER, build=_student(routers.route_once)),
     "every layer": replace(_QUARTER, convert={"route_every": 1}),
     "without E-blocks": replace(_QUARTER, build=_student(ablations.without_little_blocks), ratios=(0.5, 0.25)),
     "depthwise 7 x 7": replace(_QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7))),
+    "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally)),
+    "ratios by stage": replace(_QUARTER, build=_by_stage, ratios=(0.5, 0.25), drawn=(1.0, 0.5, 0.25)),
     "width 32": replace(_QUARTER, convert={"little_dim": 32}),
     "width 128": replace(_QUARTER, convert={"little_dim": 128}),
     "without gamma": replace(_QUARTER, build=_student(ablations.without_fusion)),
@@ -135,7 +142,7 @@ CELLS: dict[str, Cell] = {
 
 def worth_of(teacher: Sam, crops: list[dict[str, Tensor]]) -> list[int]:
     """The teacher's layers from the least to the most valuable, by the embeddings of some crops."""
-    images = torch.cat([batch["image"] for batch in crops])[:8].float()
+    images = torch.cat([batch["image"] for batch in crops])[:4].float()
     images = (images - teacher.pixel_mean) / teacher.pixel_std
     with torch.no_grad():
         return rivals.layers_by_worth(teacher, teacher.image_encoder.embed_patches(images))

@@ -29,7 +29,7 @@ from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 from sam_bigltl.evaluation.imagenet import count_correct, inference_transform
 from sam_bigltl.training.classify import Classification, ClassifyConfig, LabelledBatches
 
-from .ablations import RandomRouter
+from .routers import RandomRouter
 
 RATIOS = (1.0, 0.5, 0.25)
 ROWS = ("dense ViT", "distilled", "random tokens", "no distillation")

@@ -13,6 +13,7 @@ from torch import Tensor
 from sam_bigltl.convert import load_sam
 from sam_bigltl.convert.warm_start.moments import Moments
 from sam_bigltl.evaluation.runner import Plan, evaluate, summary_rows
+from sam_bigltl.fast.choice import formats
 from sam_bigltl.predict.predictor import SamPredictor
 
 from . import rivals
@@ -39,6 +40,8 @@ def run(study: Any, path: Path) -> None:
             continue
         layers = tuple(sorted(study.worth[skipped:]))
         sam = _without(teacher, layers)
+        if ("float32", True) in formats(sam.device):
+            sam.image_encoder.compute_in("float32", True)
         plan = Plan(keep_ratios=(1.0,), prompts=("box", "point"), clicks=(1,))
         records = evaluate(SamPredictor(sam), study.images, study.data / "images", plan, progress=False)
         figures = {row["prompt"]: round(row["all"], 3) for row in summary_rows(records, plan)}

@@ -120,7 +120,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     whole = args.crop is None
     return TrainConfig(
         steps=args.steps, seed=args.seed, crop=args.crop or 640, batch_size=args.batch_size, lr=args.lr,
-        final_lr=args.final_lr, warmup=30, optimizer="muon", ema=args.ema, balance="source",
+        final_lr=args.final_lr, warmup=min(30, args.steps // 10), optimizer="muon", ema=args.ema, balance="source",
         scale=(0.6, 1.3) if whole else (0.3, 1.5), as_is=0.6 if whole else 0.25, paste=0.25, degrade=0.15,
         rounds=args.rounds, round_prompts=3, box_share=0.75, prompts=8 if args.masks else 1, precision=args.precision,
         train_decoder=args.masks > 0, save_every=200, log_every=10, val_every=args.val_every,
