@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from research.ablations import OracleRouter
 from segment_anything import build_sam_vit_b
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.image_encoder import ImageEncoderViT
@@ -95,7 +94,7 @@ def test_everything_selected_by_routing_equals_dense_up_to_gamma(shape):
     big = encoder._geometry(grid, encoder.config.window, x.device)
     small = encoder._geometry(grid, encoder.config.little_window, x.device)
     for transition, (_, layers) in zip(encoder.transitions, encoder.config.groups):
-        routed, group = encoder._run_group(tokens, transition, layers, 1.0, big, small)
+        routed, _, group = encoder._run_group(tokens, None, transition, layers, 1.0, big, small)
         assert group.indices.shape[1] == grid[0] * grid[1]
         for layer in layers:
             tokens = encoder.blocks[layer](tokens, big)
@@ -178,7 +177,7 @@ def test_unselected_tokens_change_by_the_little_stream_only():
     small = encoder._geometry((10, 10), 5, torch.device("cpu"))
     x = torch.randn(1, 100, 32, generator=torch.Generator().manual_seed(0))
     transition = encoder.transitions[0]
-    after, group = encoder._run_group(x, transition, range(0, 2), 0.3, geometry, small)
+    after, _, group = encoder._run_group(x, None, transition, range(0, 2), 0.3, geometry, small)
     little = transition.down(x)
     for layer in range(2):
         little = encoder.little_blocks[layer](little, small)
@@ -246,8 +245,8 @@ def test_bfloat16_stays_close(keep_ratio):
     encoder.eval().keep_ratio = keep_ratio
     x = images(encoder)
     for transition in encoder.transitions:  # tokens of nearly equal scores may swap, which is no error of arithmetic
-        transition.router = OracleRouter()
-        transition.router.scores = torch.rand(len(x), encoder.config.side**2).softmax(dim=1)
+        scores = torch.rand(len(x), encoder.config.side**2).softmax(dim=1)
+        transition.router.forward = lambda little, scores=scores: scores
     full = encoder(x)
     half = encoder.to(torch.bfloat16)(x)
     assert half.dtype == torch.float32  # the dtype of the images

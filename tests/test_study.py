@@ -69,6 +69,9 @@ def test_the_study_runs_in_pieces(tmp_path, data, teacher, monkeypatch, capsys):
         (same,) = [r for r in rows if all(r[key] == row[key] for key in study.COLUMNS[:7])]
         mean = 100 * sum(map(float, row["sums"].split())) / counts.sum()
         assert mean == pytest.approx(float(same["all"]), abs=0.01)
+        agreement = 100 * sum(map(float, row["agreement_sums"].split())) / counts.sum()
+        assert agreement == pytest.approx(float(same["agreement"]), abs=0.01)
+        assert (agreement == 100) == (row["cell"] == "teacher")  # with itself
     # Training changed the student; the teacher is not trained.
     figures = {(r["cell"], r["steps"]) for r in rows}
     assert ("teacher", "0") in figures and ("teacher", "2") not in figures
@@ -122,7 +125,9 @@ def write_results(folder: Path) -> None:
         row = {"teacher": "aaa", "cell": cell, "seed": seed, "steps": steps, "keep_ratio": ratio, "prompt": prompt,
                "clicks": clicks} | dict.fromkeys(("all", "small", "medium", "large"), figure)  # fmt: skip
         lines.append(row)
-        photos.append(row | {"sums": f"{2 * figure / 100} {2 * figure / 100}"})
+        row["agreement"] = figure + 30
+        photos.append(row | {"sums": f"{2 * figure / 100} {2 * figure / 100}",
+                             "agreement_sums": f"{2 * (figure + 30) / 100} {2 * (figure + 30) / 100}"})  # fmt: skip
     for name, columns, rows in (
         ("study", study.COLUMNS, lines), ("study_photos", study.PHOTO_COLUMNS, photos),
         ("study_teachers", ("model", "teacher"), [{"model": "vit_a", "teacher": "aaa"}]),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pycocotools import mask as coco_mask
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -26,6 +27,8 @@ from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import check_image_files, read_coco
 from sam_bigltl.data.sources import first_photos, open_source
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
+from sam_bigltl.evaluation.journal import ImageRecord
+from sam_bigltl.evaluation.results import InstanceResult
 from sam_bigltl.evaluation.runner import Plan, evaluate, summary_rows
 from sam_bigltl.fast.choice import formats
 from sam_bigltl.predict.predictor import SamPredictor
@@ -37,14 +40,13 @@ from .crop_distill import CropObjective, crop_trainer
 COCO = {"cocomini", "cocotiny", "coco128", "tinycoco", "cocolightly"}  # sources that hold COCO's photographs
 OTHERS = 5  # of the other photographs of dev one in so many
 FITTED = 40  # photographs of the closed-form start
-CLICKS = {"teacher": (1, 3, 5), "ours": (1, 3, 5)}  # others: one click
 TRAINING = dict(
     batch_size=8, prompts=1, optimizer="muon", lr=3e-4, final_lr=0.02, warmup=6, ema=0.93, balance="source",
     scale=(0.5, 1.3), as_is=0.3, train_decoder=False, precision="float32", workers=0, save_every=20, log_every=5,
 )  # fmt: skip
 COLUMNS = ("teacher", "cell", "seed", "steps", "keep_ratio", "prompt", "clicks", "all", "small", "medium", "large",
-           "instances", "train_seconds")  # fmt: skip
-PHOTO_COLUMNS = (*COLUMNS[:7], "sums")
+           "agreement", "instances", "train_seconds")  # fmt: skip
+PHOTO_COLUMNS = (*COLUMNS[:7], "sums", "agreement_sums")
 INSTANCES = "instances"  # the row of *_photos.csv with the number of masks of each photograph
 KEY = ("cell", "seed", "steps")
 
@@ -163,27 +165,63 @@ class Study:
 
     def _score(self, cell: Cell, job: Job, sam: Sam, seconds: float) -> None:
         torch.manual_seed(job.seed)
-        clicks = CLICKS.get(job.name, (1,)) if job.seed == 0 else (1,)
-        plan = Plan(keep_ratios=cell.ratios, prompts=("box", "point"), clicks=clicks)
-        if ("float32", True) in formats(sam.device):  # quicker, and the same to 1e-5
-            sam.image_encoder.compute_in("float32", True)
-        records = evaluate(SamPredictor(sam), self.images, self.data / "images", plan, progress=False)
-        fixed = {"teacher": self.mark, "cell": job.name, "seed": job.seed, "steps": job.steps}
-        rows = [row | fixed | {"train_seconds": round(seconds, 1)} for row in summary_rows(records, plan)]
-        _append(self.table, COLUMNS, [{k: _rounded(v) for k, v in row.items()} for row in rows])
+        records, rows = self._predicted(sam, cell.ratios)
+        theirs = self._teachers_masks()
         sums: dict[tuple, dict[Any, float]] = defaultdict(lambda: defaultdict(float))
-        for record in records:
-            for result in record.results:
-                sums[result.keep_ratio, result.prompt, result.clicks][record.image_id] += result.iou
+        agreed: dict[tuple, dict[Any, float]] = defaultdict(lambda: defaultdict(float))
+        sizes = {image.id: image.size for image in self.images}
+        for result in (result for record in records for result in record.results):
+            key, image = (result.keep_ratio, result.prompt, result.clicks), result.image_id
+            sums[key][image] += result.iou
+            agreed[key][image] += _iou(result.counts, theirs[_name(result)], sizes[image])
+        for row in rows:
+            found = agreed[row["keep_ratio"], row["prompt"], row["clicks"]]
+            row["agreement"] = 100 * sum(found.values()) / row["instances"]
+        fixed = {"teacher": self.mark, "cell": job.name, "seed": job.seed, "steps": job.steps}
+        rows = [row | fixed | {"train_seconds": round(seconds, 1)} for row in rows]
+        _append(self.table, COLUMNS, [{k: _rounded(v) for k, v in row.items()} for row in rows])
         if not self.photos.exists():
             counts = " ".join(str(len(image.annotations)) for image in self.images)
             _append(self.photos, PHOTO_COLUMNS, [{"cell": INSTANCES, "sums": counts}])
         photos = [
-            fixed | {"keep_ratio": ratio, "prompt": prompt, "clicks": count}
-            | {"sums": " ".join(f"{by_image.get(image.id, 0.0):.4f}" for image in self.images)}
-            for (ratio, prompt, count), by_image in sums.items()
+            fixed | {"keep_ratio": key[0], "prompt": key[1], "clicks": key[2]}
+            | {
+                name: " ".join(f"{found[key].get(image.id, 0.0):.4f}" for image in self.images)
+                for name, found in (("sums", sums), ("agreement_sums", agreed))
+            }
+            for key in sums
         ]  # fmt: skip
         _append(self.photos, PHOTO_COLUMNS, photos)
+
+    def _predicted(self, sam: Sam, ratios: Sequence[float]) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
+        """Every mask of a model from a box and from one click, and the summary."""
+        if ("float32", True) in formats(sam.device):  # quicker, and the same to 1e-5
+            sam.image_encoder.compute_in("float32", True)
+        plan = Plan(keep_ratios=tuple(ratios), prompts=("box", "point"), clicks=(1,))
+        records = evaluate(SamPredictor(sam), self.images, self.data / "images", plan, progress=False)
+        return records, summary_rows(records, plan)
+
+    def _teachers_masks(self) -> dict[str, str]:
+        """The teacher's own masks as RLE by "annotation prompt"; made once, kept in `runs`."""
+        path = self.runs / f"{self.mark}_masks_{len(self.images)}.json"
+        if not path.exists():
+            records, _ = self._predicted(load_sam(self.path), (1.0,))
+            masks = {_name(result): result.counts for record in records for result in record.results}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(masks))
+        return json.loads(path.read_text())
+
+
+def _name(result: InstanceResult) -> str:
+    return f"{result.image_id} {result.annotation_id} {result.prompt}"
+
+
+def _iou(ours: str, theirs: str, size: tuple[int, int]) -> float:
+    """IoU of two masks as RLE; two empty ones agree."""
+    first, second = ({"size": list(size), "counts": counts} for counts in (ours, theirs))
+    if coco_mask.area(first) == coco_mask.area(second) == 0:
+        return 1.0
+    return float(coco_mask.iou([first], [second], [0])[0, 0])
 
 
 def _rounded(value: Any) -> Any:
