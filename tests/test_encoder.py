@@ -93,8 +93,8 @@ def test_everything_selected_by_routing_equals_dense_up_to_gamma(shape):
     grid = (encoder.config.side,) * 2
     big = encoder._geometry(grid, encoder.config.window, x.device)
     small = encoder._geometry(grid, encoder.config.little_window, x.device)
-    for transition, (_, layers) in zip(encoder.transitions, encoder.config.groups):
-        routed, _, group = encoder._run_group(tokens, None, transition, layers, 1.0, big, small)
+    for index, (_, layers) in enumerate(encoder.config.groups):
+        routed, _, group = encoder._run_group(tokens, None, index, 1.0, big, small)
         assert group.indices.shape[1] == grid[0] * grid[1]
         for layer in layers:
             tokens = encoder.blocks[layer](tokens, big)
@@ -177,7 +177,7 @@ def test_unselected_tokens_change_by_the_little_stream_only():
     small = encoder._geometry((10, 10), 5, torch.device("cpu"))
     x = torch.randn(1, 100, 32, generator=torch.Generator().manual_seed(0))
     transition = encoder.transitions[0]
-    after, _, group = encoder._run_group(x, None, transition, range(0, 2), 0.3, geometry, small)
+    after, _, group = encoder._run_group(x, None, 0, 0.3, geometry, small)
     little = transition.down(x)
     for layer in range(2):
         little = encoder.little_blocks[layer](little, small)

@@ -84,8 +84,8 @@ def _random(sam: Sam) -> None:
     routers.set_router(sam, routers.RandomRouter())
 
 
-def _grid(sam: Sam) -> None:
-    routers.covered(sam, lambda router, group, _: routers.GridRouter(router, group))
+def _turns(sam: Sam) -> None:
+    sam.image_encoder.routing = "turns"
 
 
 def _covering(sam: Sam) -> None:
@@ -99,9 +99,9 @@ CELLS: dict[str, Cell] = {
     "teacher": Cell(lambda m: m.teacher),
     # big.LITTLE: ours, the paper's, and one change at a time.
     "ours": _OURS,
-    "grid": replace(_OURS, build=_student(_grid)),
+    "turns": replace(_OURS, build=_student(_turns)),
     "covering router": replace(_OURS, build=_student(_covering), seeds=1),
-    "grid, every layer": replace(_OURS, build=_student(_grid), convert={"route_every": 1}, seeds=1),
+    "turns, every layer": replace(_OURS, build=_student(_turns), convert={"route_every": 1}, seeds=1),
     "random router": replace(_QUARTER, build=_student(_random), ratios=(0.5, 0.25)),
     "paper": replace(_OURS, convert=_PAPER, seeds=1, cosine_only=True),
     "paper, our loss": replace(_QUARTER, convert=_PAPER, ratios=(0.5, 0.25)),

@@ -19,7 +19,6 @@ from sam_bigltl.convert.warm_start.moments import Moments
 from sam_bigltl.modeling.encoder import BigLittleEncoder
 from sam_bigltl.modeling.registry import build_sam
 from sam_bigltl.modeling.routing import Geometry, RouteGroup, Selection, straight_through_gate, top_tokens
-from sam_bigltl.modeling.trunk import Transition
 from sam_bigltl.training.engine import Batch
 from sam_bigltl.training.loop import embed_crop
 
@@ -270,9 +269,9 @@ class MixedEncoder(BigLittleEncoder):
     """
 
     def _run_group(
-        self, x: Tensor, little: Tensor | None, transition: Transition, layers: range, ratio: float | str,
-        big: Geometry, small: Geometry,
-    ) -> tuple[Tensor, Tensor, RouteGroup]:  # fmt: skip
+        self, x: Tensor, little: Tensor | None, index: int, ratio: float | str, big: Geometry, small: Geometry
+    ) -> tuple[Tensor, Tensor, RouteGroup]:
+        transition, (_, layers) = self.transitions[index], self.config.groups[index]
         little = transition.enter(x)
         scores = transition.router(little)
         owner = _flat_cells(scores.detach(), -scores.detach(), float(ratio), big.grid)
@@ -314,15 +313,15 @@ def mixed(student: Sam, crops: Sequence[Batch] = (), ratio: float = 0.4) -> Sam:
         states.append((*_start(encoder, tokens.detach()), batch["valid"].flatten()))
     with torch.no_grad():
         xs = theirs = [x for x, *_ in states]
-        for transition, (_, layers) in zip(encoder.transitions, encoder.config.groups) if states else ():
+        for group, (_, layers) in enumerate(encoder.config.groups) if states else ():
             theirs = [_dense(encoder, x, layers, geometry) for x, (_, geometry, _) in zip(theirs, states)]
             moments = Moments()
             for x, wanted, (_, geometry, valid) in zip(xs, theirs, states):
-                after, little, _ = encoder._run_group(x, None, transition, layers, ratio, geometry, geometry)
+                after, little, _ = encoder._run_group(x, None, group, ratio, geometry, geometry)
                 moments.add(little.flatten(0, 1)[valid], (wanted - after).flatten(0, 1)[valid])
-            moments.solve(transition.up)
+            moments.solve(encoder.transitions[group].up)
             xs = [
-                encoder._run_group(x, None, transition, layers, ratio, geometry, geometry)[0]
+                encoder._run_group(x, None, group, ratio, geometry, geometry)[0]
                 for x, (_, geometry, _) in zip(xs, states)
             ]
     for name, parameter in sam.image_encoder.named_parameters():  # what no longer runs

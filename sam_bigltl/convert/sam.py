@@ -76,6 +76,7 @@ def convert_sam(
         if re.search(r"rel_pos_[hw]$|pos_embed$|attn\.qkv\.bias$", name):
             missing.zero_()
     result = Sam(big, copy.deepcopy(sam.prompt_encoder).float(), copy.deepcopy(sam.mask_decoder).float())
+    big.routing = getattr(encoder, "routing", "importance")
     result.pixel_mean, result.pixel_std = sam.pixel_mean.float().clone(), sam.pixel_std.float().clone()
     return result.to(sam.device).eval()
 
@@ -131,6 +132,7 @@ def load_sam(path: str | PathLike[str], model_type: str | None = None, tuned: bo
         sam = convert_sam(_build(config, state, stated, path))
     else:
         sam = _build(config, state, stated, path)
+    sam.image_encoder.routing = stated.routing
     if path.is_dir() and (ratio := _keep_ratio(path)) is not None:
         sam.image_encoder.keep_ratio = ratio
     if setting is not None:
@@ -157,6 +159,7 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32, set
     config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every} | decoder_settings(sam)
+    about["routing"] = getattr(sam.image_encoder, "routing", "importance")
     if setting is not None:
         about["setting"] = for_file(setting, config)
     try:

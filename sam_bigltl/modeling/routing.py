@@ -44,6 +44,7 @@ class Geometry:
         self.padding = (self.place_token < 0).int().topk(padding).indices if padding else token[:0]
         self.place_token.clamp_(min=0)
         self.layouts: dict = {}  # kept by `sam_bigltl.ragged`
+        self.turns = dither_order(grid, device)  # (N,)
 
     def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
         """x (B, N, c) -> (B * windows, w * w, c), padded positions holding `fill` (c,)."""
@@ -68,6 +69,18 @@ class Geometry:
         (gh, gw), w = self.grid, self.window
         x = x.view(batch, gh // w, gw // w, w, w, channels).transpose(2, 3)
         return x.reshape(batch, gh * gw, channels)
+
+
+def dither_order(grid: tuple[int, int], device: torch.device | str) -> Tensor:
+    """The place of each token in the order of ordered dithering (Bayer's matrix), (N,), all different.
+
+    Any run of that order is spread evenly: a quarter of all tokens is every second one of every second row.
+    """
+    matrix = torch.zeros(1, 1, dtype=torch.long, device=device)
+    while len(matrix) < max(grid):
+        above, below = (4 * matrix, 4 * matrix + 2), (4 * matrix + 3, 4 * matrix + 1)
+        matrix = torch.cat([torch.cat(above, dim=1), torch.cat(below, dim=1)])
+    return matrix[: grid[0], : grid[1]].flatten().argsort().argsort()
 
 
 Made = TypeVar("Made", bound=Geometry)
@@ -334,6 +347,28 @@ def top_tokens(scores: Tensor, count: int) -> Tensor:
     """The `count` highest scores of each row, equal scores by index, as ascending indices: (B, N) -> (B, count)."""
     order = _stable_order(scores, descending=True)
     return order[:, :count].sort(dim=1).values
+
+
+LEAST = 0.1  # importance, in units of the mean, under which a token waits until all others had a turn
+
+
+def tokens_in_turn(scores: Tensor, count: int, turn: int, order: Tensor) -> Tensor:
+    """`count` tokens of each row for the selection number `turn`, as ascending indices: (B, N) -> (B, count).
+
+    Each selection takes the next ones of `order`, so that all have been selected before any is again. Tokens of hardly
+    any importance, as the padding beside a photograph is, come last.
+
+    Args:
+        scores: importance, (B, N), summing to 1.
+        order: place of each token, (N,), all different.
+    """
+    tokens = int(scores.shape[1])
+    waits = scores * tokens < LEAST
+    queue = _stable_order((order + tokens * waits).float())  # (B, N); float32 holds these whole numbers
+    others = (tokens - waits.sum(dim=1, keepdim=True)).clamp(min=1)
+    place = torch.arange(count, device=scores.device).expand(len(scores), -1)
+    place = torch.where(place < others, (place + turn * count) % others, place)
+    return queue.gather(1, place).sort(dim=1).values
 
 
 class Router(nn.Module):

@@ -142,7 +142,7 @@ def warm_start(sam: Sam, images: Iterable[Tensor], progress: bool = True, recipe
                 state.x = state.after
             else:
                 entering = state.entering[None]
-                state.x, _, _ = encoder._run_group(state.x, entering, transition, layers, state.ratio, big, small)
+                state.x, _, _ = encoder._run_group(state.x, entering, index, state.ratio, big, small)
             state.teacher = state.after
 
 
