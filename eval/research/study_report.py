@@ -20,20 +20,25 @@ FASTEST = "int8 in kernels"
 SPLITS = ("all", "small", "medium", "large")
 RESAMPLES = 4000
 # What the table of rivals and the figure show as one family, in this order; everything else is a change of ours.
-FAMILIES = ("layers fewer", "MLP", "px", "pruned", "ToMe", "flat areas", "merging inside", "paper")
-_SAME_TIME = {"mask router": OURS, "error router": OURS, "random router": OURS, "paper, our loss": "paper"}
+FAMILIES = ("turns", "layers fewer", "MLP", "px", "pruned", "ToMe", "flat areas", "merging inside", "paper")
+_SAME_TIME = dict.fromkeys(("turns", "covering router", "mask router", "error router", "random router"), OURS)
+_SAME_TIME["paper, our loss"] = "paper"
 
 
 @dataclass
 class Row:
-    """A cell at a keep ratio, over its seeds: mIoU by (prompt, clicks, split), sums of IoU by photograph."""
+    """A cell at a keep ratio, over its seeds.
+
+    `figures` are mIoU by (prompt, clicks, split), and agreement with the teacher's masks where the split is
+    "agreement"; `sums` by (prompt, clicks, column) those of IoU by photograph, and of agreement.
+    """
 
     teacher: str
     cell: str
     steps: int
     ratio: str
     figures: dict[tuple[str, str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    sums: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
+    sums: dict[tuple[str, str, str], list[np.ndarray]] = field(default_factory=lambda: defaultdict(list))
 
     def values(self, prompt: str = "box", clicks: int = 0, split: str = "all") -> list[float]:
         """One figure a seed."""
@@ -82,16 +87,16 @@ def read_results(folder: Path) -> Results:
         return rows.setdefault(key, Row(line["teacher"], line["cell"], int(line["steps"]), line["keep_ratio"]))
 
     for line in _lines(folder / "study.csv"):
-        for split in SPLITS:
+        for split in (*SPLITS, "agreement"):
             if line[split]:
                 row_of(line).figures[line["prompt"], line["clicks"], split].append(float(line[split]))
     counts = np.zeros(0)
     for line in _lines(folder / "study_photos.csv"):
-        values = np.array(line["sums"].split(), float)
         if line["cell"] == INSTANCES:
-            counts = values
-        else:
-            row_of(line).sums[line["prompt"], line["clicks"]].append(values)
+            counts = np.array(line["sums"].split(), float)
+            continue
+        for name in ("sums", "agreement_sums"):
+            row_of(line).sums[line["prompt"], line["clicks"], name].append(np.array(line[name].split(), float))
     times = {
         (line["model"], line["cell"], line["keep_ratio"], line["format"]): float(line["median_ms"])
         for name in ("study_times.csv", "study_times_sam.csv") if (folder / name).exists()
@@ -149,8 +154,12 @@ def _signed(found: tuple[float, float, float] | None) -> str:
     return "-" if found is None else f"{found[0]:+.2f} ({found[1]:+.2f} to {found[2]:+.2f})"
 
 
-def _average(row: Row, prompt: str, clicks: int) -> np.ndarray:
-    return np.mean(row.sums[prompt, str(clicks)], axis=0)
+def _average(row: Row, what: tuple[str, str, str]) -> np.ndarray:
+    return np.mean(row.sums[what], axis=0)
+
+
+# What ours is compared by at a rival's time: prompt, clicks, column of study_photos.csv.
+_COMPARED = (("box", "0", "sums"), ("box", "0", "agreement_sums"), ("point", "1", "agreement_sums"))
 
 
 def cells_table(results: Results, teacher: str, model: str, trained: bool, names: Sequence[str] | None = None) -> str:
@@ -158,23 +167,25 @@ def cells_table(results: Results, teacher: str, model: str, trained: bool, names
     rows = results.of(teacher, trained)
     reference = next((mean(row.values()) for row in rows if row.cell == TEACHER and row.values()), None)
     ours = [(results.time(model, r), r) for r in rows if r.cell in (OURS, TEACHER)]
-    lines = [["cell", "ratio", "box", "small / medium / large", "kept", "1 click", "float32 ms", "fastest ms",
-              "ours over it at that time: box", "1 click"]]  # fmt: skip
+    lines = [["cell", "ratio", "box", "small / medium / large", "kept", "1 click", "agreement box", "1 click",
+              "float32 ms", "fastest ms", "ours over it at that time: box", "agreement box", "1 click"]]  # fmt: skip
     lines.append(["---"] * len(lines[0]))
     chosen = [r for r in rows if names is None or r.cell in names or r.cell == TEACHER]
     for row in sorted(chosen, key=lambda r: (r.cell != TEACHER, r.cell != OURS, _order(r), -float(r.ratio))):
         time, plain = results.time(model, row), results.time(model, row, "float32")
-        over = ["-", "-"]
+        over = ["-"] * len(_COMPARED)
         if time is not None and row.cell not in (OURS, TEACHER):
-            over = []
-            for prompt in (("box", 0), ("point", 1)):
-                curve = [(t, _average(r, *prompt)) for t, r in ours if t is not None]
-                over.append(_signed(difference(curve, time, _average(row, *prompt), results.counts)))
+            over = [
+                _signed(difference([(t, _average(r, what)) for t, r in ours if t is not None], time,
+                                   _average(row, what), results.counts))
+                for what in _COMPARED
+            ]  # fmt: skip
         kept = f"{100 * mean(row.values()) / reference:.1f} %" if reference and row.values() else "-"
         splits = " / ".join(f"{mean(v):.1f}" if (v := row.values(split=s)) else "-" for s in SPLITS[1:])
         lines.append([
             row.cell, "" if row.ratio == "1.0" and row.cell != OURS else row.ratio, spread(row.values()), splits, kept,
-            spread(row.values("point", 1)), _ms(plain), _ms(time), *over,
+            spread(row.values("point", 1)), spread(row.values(split="agreement")),
+            spread(row.values("point", 1, "agreement")), _ms(plain), _ms(time), *over,
         ])  # fmt: skip
     return _markdown(lines)
 
@@ -236,8 +247,8 @@ def write_report(folder: Path, page: Path) -> None:
         else:
             model, trained = words[0], words[1] == "trained"
             rows = results.of(marks[model], trained)
-            rivals = {row.cell for row in rows if row.family in FAMILIES and not row.cell.startswith("paper,")}
-            changes = {row.cell for row in rows} - rivals | {"merging inside", "paper", "paper, our loss"}
+            rivals = {row.cell for row in rows if row.family in FAMILIES and "," not in row.cell}
+            changes = {row.cell for row in rows} - rivals | {"turns", "merging inside", "paper"}
             names = None if len(words) < 3 else sorted((rivals if words[2] == "rivals" else changes) | {OURS})
             table = cells_table(results, marks[model], model, trained, names)
         return f"{match[1]}\n{table}\n{match[4]}"
@@ -254,30 +265,28 @@ def _plot(path: Path, results: Results, marks: dict[str, str]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(len(marks), 2, figsize=(12, 4.4 * len(marks)), layout="constrained", squeeze=False)
+    figure, panels = pyplot.subplots(len(marks), 3, figsize=(15, 4.4 * len(marks)), layout="constrained", squeeze=False)
+    shown = (("box", 0, "all", "mIoU, box"), ("box", 0, "agreement", "agreement with the teacher, box"),
+             ("point", 1, "agreement", "agreement with the teacher, 1 click"))  # fmt: skip
     for line, (model, mark) in zip(panels, marks.items()):
-        trained = [r for r in results.of(mark, True) if r.steps]
-        rows = results.of(mark, bool(trained))
-        for axes, prompt, clicks in ((line[0], "box", 0), (line[1], "point", 1)):
+        trained = any(row.steps for row in results.of(mark, True))
+        for axes, (prompt, clicks, split, label) in zip(line, shown):
             curves: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
-            for row in rows:
-                time = results.time(model, row)
-                if time is not None and row.values(prompt, clicks) and row.family in (OURS, TEACHER, *FAMILIES):
-                    curves[row.family].append((time, row.values(prompt, clicks)))
+            for row in results.of(mark, trained):
+                time, values = results.time(model, row), row.values(prompt, clicks, split)
+                if time is not None and values and row.family in (OURS, TEACHER, *FAMILIES):
+                    curves[row.family].append((time, values))
             for name, points in curves.items():
                 points.sort()
-                own = name in (OURS, "merging inside")
+                own = name in (OURS, "turns", "merging inside")
                 axes.errorbar(
                     [p[0] for p in points], [mean(p[1]) for p in points],
                     [stdev(p[1]) if len(p[1]) > 1 else 0 for p in points],
                     marker="*" if name == TEACHER else "o", capsize=2, linewidth=2 if own else 1, label=name,
                 )  # fmt: skip
-            what = "with training" if trained else "without training"
-            prompts = "box" if prompt == "box" else "1 click"
-            axes.set(
-                xlabel="encoder, fastest format, median ms", ylabel=f"mIoU, {prompts}, %", title=f"{model}, {what}"
-            )
+            how = "with training" if trained else "without training"
+            axes.set(xlabel="encoder, fastest format, median ms", ylabel=f"{label}, %", title=f"{model}, {how}")
             axes.grid(alpha=0.3)
-    panels[0][1].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
