@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from math import inf
 from typing import Any
 
 from ..errors import InputError
+from ..modeling.trunk import ROUTINGS
+
+
+def add_routing(parser: argparse.ArgumentParser) -> None:
+    """Add --routing."""
+    parser.add_argument(
+        "--routing", choices=ROUTINGS, default="turns",
+        help="how big tokens are chosen: all in turn, or the most important ones; kept in the file (turns)",
+    )  # fmt: skip
 
 
 def flag(name: str) -> str:

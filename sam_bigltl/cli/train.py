@@ -112,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-ratios", type=float, nargs="+", default=[1.0], metavar="R", help="drawn one a step (1.0)"
     )
+    flag_checks.add_routing(parser)
     parser.add_argument(
         "--scale", type=float, nargs=2, default=(0.5, 1.5), metavar=("LOW", "HIGH"), help="random scale (0.5 1.5)"
     )
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     teacher = load_sam(args.teacher).to(device) if args.teacher else None
     sam = _student(args, teacher).to(device)
+    sam.image_encoder.routing = args.routing
     if args.sharpen_positions and not args.resume:
         sharpen_positions(sam)
     if teacher is not None:
@@ -144,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
         **{name: getattr(args, name) for name in _HELP if name != "crop"},
         crop=sam.image_encoder.img_size if args.crop is None else args.crop,
         keep_ratios=tuple(args.keep_ratios),
+        routing=args.routing,
         scale=tuple(args.scale),
         balance=args.balance,
         train_decoder=not args.freeze_decoder,
@@ -217,6 +220,7 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
             load_pretrained_stem(sam.image_encoder.patch_embed, lite0_weights())
         return sam
     sam = convert_sam(teacher)
+    sam.image_encoder.routing = args.routing  # what the little path is fitted to
     if sam.image_encoder.config != ENCODERS[args.model]:
         kind = describe(teacher.image_encoder.config)
         raise InputError(f"a {args.model} cannot be converted from {kind}: give its start with --init")
