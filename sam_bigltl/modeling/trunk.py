@@ -292,11 +292,14 @@ class Trunk(nn.Module):
         if self.focus is not None:
             scores = scores * self.focus
             scores = scores / scores.sum(dim=1, keepdim=True)
+        gate = None  # (B, K, 1)
         if self.routing == "turns" and self.focus is None and not isinstance(ratio, str):
+            # No gate: it would teach the router that whatever has its turn is important.
             indices = tokens_in_turn(scores.detach(), count, index, big.turns)
+            x = _touch(x, list(transition.router.parameters())) if _awaits_every_gradient() else x
         else:
             indices = top_tokens(scores.detach(), count)
-        gate = straight_through_gate(scores, indices) if _learns() else None  # (B, K, 1)
+            gate = straight_through_gate(scores, indices) if _learns() else None
         if self.prefix:
             always = torch.arange(self.prefix, device=x.device).expand(len(x), -1)
             indices = torch.cat([always, indices + self.prefix], dim=1)
