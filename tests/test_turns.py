@@ -7,6 +7,7 @@ import torch
 from little_models import dense_sam, encoder_images, enliven
 from torch import nn
 
+from sam_bigltl.cli import main
 from sam_bigltl.convert import convert_sam, load_sam, save_sam
 from sam_bigltl.errors import InputError
 from sam_bigltl.modeling.registry import build_sam
@@ -118,9 +119,17 @@ def test_files_and_conversions_keep_it(tmp_path):
     save_sam(sam, tmp_path / "model.safetensors")
     assert load_sam(tmp_path / "model.safetensors").image_encoder.routing == "importance"
     teacher = build_sam(dense_sam().image_encoder.config)
-    assert convert_sam(teacher).image_encoder.routing == "importance"
+    assert convert_sam(teacher).image_encoder.routing == "turns"
+    assert convert_sam(teacher, routing="importance").image_encoder.routing == "importance"
 
 
 def test_another_way_is_refused():
     with pytest.raises(InputError, match="routing is 'importance' or 'turns', not 'random'"):
         student().image_encoder.routing = "random"
+
+
+@pytest.mark.parametrize(("flags", "wanted"), [([], "turns"), (["--routing", "importance"], "importance")])
+def test_the_command_line_says_which(tmp_path, flags: list[str], wanted: str):
+    save_sam(dense_sam(), tmp_path / "dense.safetensors")
+    main(["convert", str(tmp_path / "dense.safetensors"), str(tmp_path / "big.safetensors"), *flags])
+    assert load_sam(tmp_path / "big.safetensors").image_encoder.routing == wanted

@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.target.suffix != ".safetensors":
         raise InputError(f"the target is a .safetensors file, not {args.target}")
     torch.manual_seed(args.seed)
-    sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every)
-    sam.image_encoder.routing = args.routing
+    sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every, routing=args.routing)
     if args.warm_start:
         from ..convert.warm_start import warm_start
         from ..data.photos import preprocessed

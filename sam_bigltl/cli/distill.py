@@ -267,7 +267,7 @@ def _student(args: argparse.Namespace, teacher: Sam, source: Source) -> Sam:
     if args.init:
         return _routed(load_sam(args.init, args.student), args)
     if same and wanted.little_dim:
-        student = _routed(convert_sam(teacher), args)
+        student = convert_sam(teacher, routing=args.routing)
         if student.image_encoder.config != wanted:
             raise InputError(
                 f"a {args.student} cannot be converted from {describe(theirs)}: give its start with --init"

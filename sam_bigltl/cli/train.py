@@ -219,8 +219,7 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
         if isinstance(sam.image_encoder.patch_embed, MobileStem) and not args.resume:
             load_pretrained_stem(sam.image_encoder.patch_embed, lite0_weights())
         return sam
-    sam = convert_sam(teacher)
-    sam.image_encoder.routing = args.routing  # what the little path is fitted to
+    sam = convert_sam(teacher, routing=args.routing)
     if sam.image_encoder.config != ENCODERS[args.model]:
         kind = describe(teacher.image_encoder.config)
         raise InputError(f"a {args.model} cannot be converted from {kind}: give its start with --init")
