@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
         **{name: getattr(args, name) for name in _HELP if name != "crop"},
         crop=sam.image_encoder.img_size if args.crop is None else args.crop,
         keep_ratios=tuple(args.keep_ratios),
-        routing=args.routing,
+        routing="importance" if sam.image_encoder.is_dense else args.routing,  # a dense model has none
         scale=tuple(args.scale),
         balance=args.balance,
         train_decoder=not args.freeze_decoder,
