@@ -109,7 +109,7 @@ CELLS: dict[str, Cell] = {
         _QUARTER, build=_student(ablations.without_little_blocks), convert=_PAPER, ratios=(0.5, 0.25)
     ),
     "mask router": replace(_QUARTER, build=_by_masks, fixed_router=True, ratios=(0.5, 0.25)),
-    "error router": replace(_QUARTER, fixed_router=True),
+    "error router": replace(_QUARTER, fixed_router=True, ratios=(0.5, 0.25)),
     "once": replace(_QUARTER, build=_student(routers.route_once)),
     "every layer": replace(_QUARTER, convert={"route_every": 1}),
     "without E-blocks": replace(_QUARTER, build=_student(ablations.without_little_blocks), ratios=(0.5, 0.25)),
