@@ -66,7 +66,7 @@ TEACHER = (
 STUDENT = (
     Phase("little",
           "--stages 1 --steps 60 --batch-size 8 --streams 2 --optimizer muon --lr 2e-4 --final-lr 0.02 --warmup 6 "
-          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --precision float32 --routing turns --seed 75"),
+          "--ema 0.92 --keep-ratios 1.0 0.5 0.25 0.125 --warm-start 40 --seed 74"),
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from sam_bigltl.modeling.routing import Selection, top_tokens
 
 
 def student(**changes):
-    sam = convert_sam(dense_sam(), little_stream="continuous", routing="importance", **({"route_every": 1} | changes))
+    sam = convert_sam(dense_sam(), little_stream="continuous", **({"route_every": 1} | changes))
     enliven(sam.image_encoder, seed=1)
     return sam
 
@@ -50,7 +50,7 @@ def test_against_algorithm_1_layer_by_layer():
 def test_it_is_exact_at_one_and_its_stream_passes_stages_at_one():
     sam = student()
     encoder, images = sam.image_encoder, encoder_images(sam)
-    exact = convert_sam(dense_sam(), little_stream="continuous", routing="importance", route_every=1)
+    exact = convert_sam(dense_sam(), little_stream="continuous", route_every=1)
     assert torch.equal(exact.image_encoder(images), dense_sam().image_encoder(images))
     found = []
     for ratio in ((0.5, 0.5), (1.0, 0.5), (0.5, 1.0)):
@@ -90,7 +90,7 @@ def test_the_closed_form_start_helps():
     errors = []
     for fit in (False, True):
         torch.manual_seed(0)
-        sam = convert_sam(teacher, little_stream="continuous", routing="importance", route_every=1)
+        sam = convert_sam(teacher, little_stream="continuous", route_every=1)
         if fit:
             warm_start(sam, images[:5].split(1), progress=False)
         with torch.no_grad():

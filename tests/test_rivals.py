@@ -19,7 +19,7 @@ def teacher():
 
 
 def student(teacher):
-    sam = convert_sam(teacher, routing="importance")
+    sam = convert_sam(teacher)
     sam.image_encoder.keep_ratio = 0.5
     return sam
 
@@ -31,7 +31,7 @@ FULL = {
     "shallow": lambda t: rivals.shallow(t, (0, 1, 2, 3)),
     "narrow": lambda t: rivals.narrow(t, 4.0),
     "low_resolution": lambda t: rivals.low_resolution(t, 64),
-    "mixed": lambda t: rivals.mixed(convert_sam(t, routing="importance")),
+    "mixed": lambda t: rivals.mixed(convert_sam(t)),
 }
 PART = {
     "pruned": lambda t: rivals.pruned(t, 0.5),

@@ -14,7 +14,7 @@ IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def student():
-    sam = convert_sam(dense_sam(), routing="importance")
+    sam = convert_sam(dense_sam())
     enliven(sam.image_encoder, seed=1)
     sam.image_encoder.keep_ratio = 0.5
     return sam
@@ -61,7 +61,7 @@ def test_the_covering_router_prefers_tokens_that_were_not_big():
 
 
 def test_routers_are_fitted_to_the_masks():
-    sam = convert_sam(dense_sam(), routing="importance")
+    sam = convert_sam(dense_sam())
     enliven(sam.image_encoder, seed=1)
     generator = torch.Generator().manual_seed(0)
     batch = {

@@ -119,8 +119,8 @@ def test_files_and_conversions_keep_it(tmp_path):
     save_sam(sam, tmp_path / "model.safetensors")
     assert load_sam(tmp_path / "model.safetensors").image_encoder.routing == "importance"
     teacher = build_sam(dense_sam().image_encoder.config)
-    assert convert_sam(teacher).image_encoder.routing == "turns"
-    assert convert_sam(teacher, routing="importance").image_encoder.routing == "importance"
+    assert convert_sam(teacher).image_encoder.routing == "importance"
+    assert convert_sam(teacher, routing="turns").image_encoder.routing == "turns"
 
 
 def test_another_way_is_refused():
@@ -128,7 +128,7 @@ def test_another_way_is_refused():
         student().image_encoder.routing = "random"
 
 
-@pytest.mark.parametrize(("flags", "wanted"), [([], "turns"), (["--routing", "importance"], "importance")])
+@pytest.mark.parametrize(("flags", "wanted"), [([], "importance"), (["--routing", "turns"], "turns")])
 def test_the_command_line_says_which(tmp_path, flags: list[str], wanted: str):
     save_sam(dense_sam(), tmp_path / "dense.safetensors")
     main(["convert", str(tmp_path / "dense.safetensors"), str(tmp_path / "big.safetensors"), *flags])

@@ -30,13 +30,13 @@ def fitted() -> SimpleNamespace:
             block.attn.proj.weight.mul_(0.4)
             block.mlp.lin2.weight.mul_(0.4)
     torch.manual_seed(1)
-    before = convert_sam(dense, LITTLE, routing="importance")
+    before = convert_sam(dense, LITTLE)
     torch.manual_seed(1)
-    after = convert_sam(dense, LITTLE, routing="importance")
+    after = convert_sam(dense, LITTLE)
     pictures = [torch.from_numpy(picture(96, 96, seed)).permute(2, 0, 1) for seed in range(16)]
     images = [dense.preprocess(x)[None] for x in pictures]
     warm_start(after, images[:12], progress=False)
-    plain = convert_sam(dense, LITTLE, routing="importance")
+    plain = convert_sam(dense, LITTLE)
     warm_start(plain, images[:12], progress=False, recipe=PLAIN)
     return SimpleNamespace(
         dense=dense, before=before, after=after, plain=plain, fit=images[:12], test=torch.cat(images[12:])
@@ -158,7 +158,7 @@ def test_directions_explain_the_targets_as_well_as_principal_components_do(fitte
 
 def test_more_pictures_than_it_needs_and_an_iterator_are_fine(fitted):
     torch.manual_seed(1)
-    again = convert_sam(fitted.dense, LITTLE, routing="importance")
+    again = convert_sam(fitted.dense, LITTLE)
     warm_start(again, iter(fitted.fit), progress=False)
     for name, value in fitted.after.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

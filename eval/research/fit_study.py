@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
             continue
         images = [preprocess(teacher, read_image(path)) for path in fitted]
         torch.manual_seed(0)
-        sam = convert_sam(teacher, routing="importance")
+        sam = convert_sam(teacher)
         warm_start(sam, images, recipe=RECIPES[name])
         for ratio in RATIOS:
             sam.image_encoder.keep_ratio = ratio
@@ -128,7 +128,7 @@ def _time(args: argparse.Namespace, teacher: Sam, weights: str, paths: list[Path
     """Median milliseconds of the table's encoders in float32, into its column `ms`; the teacher's is printed."""
     rows = _read(args.output)
     images = [preprocess(teacher, read_image(path)) for path in paths]
-    ours = convert_sam(teacher, routing="importance")
+    ours = convert_sam(teacher)
     warm_start(ours, images[:TIMED])
     models: dict[tuple[str, str], tuple[Sam, Any]] = {("teacher", ""): (teacher, 1.0)}
     for row in rows:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     for name, original in (("plain", sam), ("outliers", reparametrised(sam, torch.cat(fitting[:4]), args.seed))):
         torch.manual_seed(0)  # the E-blocks' start
-        converted = convert_sam(original, routing="importance")
+        converted = convert_sam(original)
         warm_start(converted, fitting)
         for setting in SETTINGS:
             rows.append({"weights": name} | row(setting, measured(converted, setting, seen)))

@@ -134,7 +134,7 @@ class Study:
         path = self.runs / f"{self.mark}_fitted_{name}.safetensors"
         if not path.exists():
             torch.manual_seed(0)
-            student = convert_sam(load_sam(self.path), routing="importance", **cell.convert)
+            student = convert_sam(load_sam(self.path), **cell.convert)
             source = open_source(str(self.train[0]), self.data / "images")
             warm_start(student, first_photos(student, source, FITTED, 0), progress=False)
             path.parent.mkdir(parents=True, exist_ok=True)

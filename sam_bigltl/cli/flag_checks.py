@@ -14,8 +14,8 @@ from ..modeling.trunk import ROUTINGS
 def add_routing(parser: argparse.ArgumentParser) -> None:
     """Add --routing."""
     parser.add_argument(
-        "--routing", choices=ROUTINGS, default="turns",
-        help="how big tokens are chosen: all in turn, or the most important ones; kept in the file (turns)",
+        "--routing", choices=ROUTINGS, default="importance",
+        help="how big tokens are chosen: the most important ones, or all in turn; kept in the file (importance)",
     )  # fmt: skip
 
 

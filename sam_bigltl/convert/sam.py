@@ -40,7 +40,7 @@ def convert_sam(
     little_dim: int | None = None,
     route_every: int | None = None,
     little_stream: Literal["per_group", "continuous"] = "per_group",
-    routing: Routing = "turns",
+    routing: Routing = "importance",
 ) -> Sam:
     """A Sam with a big.LITTLE encoder that computes the same function at keep_ratio 1.0.
 

@@ -52,7 +52,6 @@ def fitted(site: Site, config: EncoderConfig, origin: Origin, images: Images) ->
     with torch.random.fork_rng(devices=[]):  # the same little path on every run, whatever was drawn before
         torch.manual_seed(0)
         encoder = tie(site.kind, replace(config, little_dim=config.dim // 4, route_every=None), origin)
-    encoder.routing = "turns"
     if isinstance(images, np.ndarray | str | PathLike):
         raise InputError("images is a list of photographs, uint8 RGB arrays or paths: put a single one into a list")
     count = 0
