@@ -64,9 +64,18 @@ class Results:
     counts: np.ndarray
     times: dict[tuple[str, str, str, str], float]
 
-    def of(self, teacher: str, trained: bool) -> list[Row]:
-        """The rows of one teacher, those of trained cells or of untrained ones, the teacher itself among them."""
-        return [r for r in self.rows if r.teacher == teacher and (r.cell == TEACHER or (r.steps > 0) == trained)]
+    def of(self, teacher: str) -> list[Row]:
+        """The rows of one teacher, itself among them."""
+        return [row for row in self.rows if row.teacher == teacher]
+
+    def reference(self, teacher: str) -> list[Row]:
+        """Ours, as what it does best with, trained or not: by the mean agreement with boxes; and the teacher at 1.0."""
+        own: dict[int, list[Row]] = defaultdict(list)
+        for row in self.of(teacher):
+            if row.cell == OURS and row.values(split="agreement"):
+                own[row.steps].append(row)
+        best = max(own.values(), key=lambda rows: mean(mean(r.values(split="agreement")) for r in rows), default=[])
+        return best + [row for row in self.of(teacher) if row.cell == TEACHER]
 
     def time(self, model: str, row: Row, kind: str = FASTEST) -> float | None:
         """Its encoder's milliseconds, the fastest of its formats where `kind` is `FASTEST`."""
@@ -162,16 +171,16 @@ def _average(row: Row, what: tuple[str, str, str]) -> np.ndarray:
 _COMPARED = (("box", "0", "sums"), ("box", "0", "agreement_sums"), ("point", "1", "agreement_sums"))
 
 
-def cells_table(results: Results, teacher: str, model: str, trained: bool, names: Sequence[str] | None = None) -> str:
-    """One line a cell and ratio: accuracy, retention, time, and what ours has over it at equal time."""
-    rows = results.of(teacher, trained)
+def cells_table(results: Results, teacher: str, model: str, names: Sequence[str]) -> str:
+    """One line a cell, ratio and training: accuracy, retention, time, and what ours has over it at equal time."""
+    rows = results.of(teacher)
     reference = next((mean(row.values()) for row in rows if row.cell == TEACHER and row.values()), None)
-    ours = [(results.time(model, r), r) for r in rows if r.cell in (OURS, TEACHER)]
-    lines = [["cell", "ratio", "box", "small / medium / large", "kept", "1 click", "agreement box", "1 click",
+    ours = [(results.time(model, r), r) for r in results.reference(teacher)]
+    lines = [["cell", "ratio", "steps", "box", "small / medium / large", "kept", "1 click", "agreement box", "1 click",
               "float32 ms", "fastest ms", "ours over it at that time: box", "agreement box", "1 click"]]  # fmt: skip
     lines.append(["---"] * len(lines[0]))
-    chosen = [r for r in rows if names is None or r.cell in names or r.cell == TEACHER]
-    for row in sorted(chosen, key=lambda r: (r.cell != TEACHER, r.cell != OURS, _order(r), -float(r.ratio))):
+    chosen = [r for r in rows if r.cell in names or r.cell == TEACHER]
+    for row in sorted(chosen, key=lambda r: (r.cell != TEACHER, r.cell != OURS, _order(r), r.steps, -float(r.ratio))):
         time, plain = results.time(model, row), results.time(model, row, "float32")
         over = ["-"] * len(_COMPARED)
         if time is not None and row.cell not in (OURS, TEACHER):
@@ -183,7 +192,8 @@ def cells_table(results: Results, teacher: str, model: str, trained: bool, names
         kept = f"{100 * mean(row.values()) / reference:.1f} %" if reference and row.values() else "-"
         splits = " / ".join(f"{mean(v):.1f}" if (v := row.values(split=s)) else "-" for s in SPLITS[1:])
         lines.append([
-            row.cell, "" if row.ratio == "1.0" and row.cell != OURS else row.ratio, spread(row.values()), splits, kept,
+            row.cell, "" if row.ratio == "1.0" and row.cell != OURS else row.ratio,
+            "" if row.cell == TEACHER else str(row.steps), spread(row.values()), splits, kept,
             spread(row.values("point", 1)), spread(row.values(split="agreement")),
             spread(row.values("point", 1, "agreement")), _ms(plain), _ms(time), *over,
         ])  # fmt: skip
@@ -233,7 +243,7 @@ def sam_table(results: Results) -> str:
 def write_report(folder: Path, page: Path) -> None:
     """Put the tables between `<!-- table name -->` and `<!-- end -->` of `page`, and draw the figure beside it.
 
-    A marker is `layers`, `sam`, or `cells TEACHER trained|untrained [rivals|changes]`, TEACHER a file in checkpoints/.
+    A marker is `layers`, `sam`, or `cells TEACHER rivals|changes`, TEACHER a file in checkpoints/.
     """
     results = read_results(folder)
     marks = {line["model"]: line["teacher"] for line in _lines(folder / "study_teachers.csv")}
@@ -245,12 +255,13 @@ def write_report(folder: Path, page: Path) -> None:
         elif kind == "sam":
             table = sam_table(results)
         else:
-            model, trained = words[0], words[1] == "trained"
-            rows = results.of(marks[model], trained)
+            model, which = words
+            rows = results.of(marks[model])
             rivals = {row.cell for row in rows if row.family in FAMILIES and "," not in row.cell}
             changes = {row.cell for row in rows} - rivals | {"turns", "merging inside", "paper"}
-            names = None if len(words) < 3 else sorted((rivals if words[2] == "rivals" else changes) | {OURS})
-            table = cells_table(results, marks[model], model, trained, names)
+            table = cells_table(
+                results, marks[model], model, sorted((rivals if which == "rivals" else changes) | {OURS})
+            )
         return f"{match[1]}\n{table}\n{match[4]}"
 
     text = page.read_text(encoding="utf-8")
@@ -269,23 +280,21 @@ def _plot(path: Path, results: Results, marks: dict[str, str]) -> None:
     shown = (("box", 0, "all", "mIoU, box"), ("box", 0, "agreement", "agreement with the teacher, box"),
              ("point", 1, "agreement", "agreement with the teacher, 1 click"))  # fmt: skip
     for line, (model, mark) in zip(panels, marks.items()):
-        trained = any(row.steps for row in results.of(mark, True))
         for axes, (prompt, clicks, split, label) in zip(line, shown):
-            curves: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
-            for row in results.of(mark, trained):
+            curves: dict[str, dict[float, list[float]]] = defaultdict(dict)
+            for row in results.of(mark):
                 time, values = results.time(model, row), row.values(prompt, clicks, split)
                 if time is not None and values and row.family in (OURS, TEACHER, *FAMILIES):
-                    curves[row.family].append((time, values))
-            for name, points in curves.items():
-                points.sort()
-                own = name in (OURS, "turns", "merging inside")
+                    best = max(curves[row.family].get(time, values), values, key=mean)  # trained, or not
+                    curves[row.family][time] = best
+            for name, found in curves.items():
+                points, own = sorted(found.items()), name == OURS
                 axes.errorbar(
                     [p[0] for p in points], [mean(p[1]) for p in points],
                     [stdev(p[1]) if len(p[1]) > 1 else 0 for p in points],
                     marker="*" if name == TEACHER else "o", capsize=2, linewidth=2 if own else 1, label=name,
                 )  # fmt: skip
-            how = "with training" if trained else "without training"
-            axes.set(xlabel="encoder, fastest format, median ms", ylabel=f"{label}, %", title=f"{model}, {how}")
+            axes.set(xlabel="encoder, fastest format, median ms", ylabel=f"{label}, %", title=model)
             axes.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     figure.savefig(path, dpi=80)
