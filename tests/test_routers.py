@@ -40,6 +40,37 @@ def test_one_selection_for_the_whole_encoder():
     assert all(torch.equal(first, group.indices) for group in sam.image_encoder.last_route.groups)
 
 
+def test_the_order_of_dithering_spreads_any_run_of_tokens():
+    order = routers.dither_order(8, "cpu").view(8, 8)
+    assert sorted(order.flatten().tolist()) == list(range(64))
+    for first in range(0, 64, 16):  # a quarter is every second token of every second row
+        rows, columns = ((order >= first) & (order < first + 16)).nonzero(as_tuple=True)
+        assert len({(r % 2, c % 2) for r, c in zip(rows.tolist(), columns.tolist())}) == 1
+    rows, columns = (order < 32).nonzero(as_tuple=True)
+    assert len(set(((rows + columns) % 2).tolist())) == 1  # a half is a chessboard's one colour
+    assert sorted(routers.dither_order(5, "cpu").tolist()) == list(range(25))
+
+
+def test_the_grid_gives_every_token_its_turn_and_the_unimportant_none():
+    class Scores(nn.Module):
+        def forward(self, little):
+            scores = torch.ones(len(little), 16)
+            scores[:, 12:] = 1e-6  # the last row, as padding
+            return scores / scores.sum(dim=1, keepdim=True)
+
+    sam = student()
+    transitions = sam.image_encoder.transitions
+    routers.set_router(sam, Scores())
+    routers.covered(sam, lambda router, group, _: routers.TurnRouter(router, group))
+    for ratio, per_group in ((0.375, 6), (0.25, 4)):
+        sam.image_encoder.keep_ratio = ratio
+        with torch.no_grad():
+            sam.image_encoder(IMAGE)
+        groups = [set(group.indices[0].tolist()) for group in sam.image_encoder.last_route.groups]
+        assert [len(group) for group in groups] == [per_group] * len(transitions)
+        assert not groups[0] & groups[1] and all(token < 12 for group in groups for token in group)
+
+
 def test_the_covering_router_prefers_tokens_that_were_not_big():
     sam = student()
     sam.image_encoder.keep_ratio = 0.5

@@ -85,7 +85,7 @@ def _random(sam: Sam) -> None:
 
 
 def _turns(sam: Sam) -> None:
-    sam.image_encoder.routing = "turns"
+    routers.covered(sam, lambda router, group, _: routers.TurnRouter(router, group))
 
 
 def _covering(sam: Sam) -> None:

@@ -85,6 +85,45 @@ class CoveringRouter(nn.Module):
         return scores
 
 
+class TurnRouter(nn.Module):
+    """No importance: each group takes the next tokens of an order that spreads any run of them evenly.
+
+    The order is that of ordered dithering (Bayer's matrix), so that a quarter of the tokens is every second one of
+    every second row. Tokens that the learned router calls unimportant, as the padding is, come last.
+
+    Args:
+        router: the learned one, of which only that is used.
+        group: which selection this is.
+        least: score, relative to the mean, under which a token comes last.
+    """
+
+    def __init__(self, router: nn.Module, group: int, least: float = 0.1) -> None:
+        super().__init__()
+        self.router, self.group, self.least = router, group, least
+        self.ratio = 1.0  # set by `covered`
+
+    def forward(self, little: Tensor) -> Tensor:
+        """little (B, N, C_E) of a square grid -> scores (B, N) that sum to 1, without a gradient"""
+        with torch.no_grad():
+            scores = self.router(little)
+            last = scores < self.least / scores.shape[1]
+            rank = (dither_order(round(scores.shape[1] ** 0.5), scores.device) + 2 * scores.shape[1] * last).argsort(1)
+            place = rank.argsort(1).to(scores.dtype)  # among the tokens of the image
+            size = (~last).sum(dim=1, keepdim=True).clamp(min=1)
+            turn = (place - self.group * max(1, round(self.ratio * scores.shape[1]))) % size
+            value = torch.where(last, place, turn).neg().div(scores.shape[1])
+            return (value - 2.0 * last).softmax(dim=1)
+
+
+def dither_order(side: int, device: torch.device | str) -> Tensor:
+    """The place of each token of a grid in the order of ordered dithering, (side * side,), all different."""
+    matrix, size = torch.zeros(1, 1, dtype=torch.long, device=device), 1
+    while size < side:
+        matrix = torch.cat([torch.cat([4 * matrix, 4 * matrix + 2], 1), torch.cat([4 * matrix + 3, 4 * matrix + 1], 1)])
+        size *= 2
+    return matrix[:side, :side].flatten().argsort().argsort()
+
+
 def covered(sam: Sam, make: Callable[[nn.Module, int, nn.Module | None], nn.Module]) -> None:
     """Give each group the router `make(its own, group, the one made before)`, which is told the keep ratio."""
     encoder, made = sam.image_encoder, []

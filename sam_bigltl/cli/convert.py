@@ -10,7 +10,6 @@ import torch
 from ..convert.hub import save_pretrained
 from ..convert.sam import convert_sam, load_sam, save_sam
 from ..errors import InputError
-from . import flag_checks
 
 EXAMPLES = """\
 examples:
@@ -35,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="transformers: the folder of a SamModel, without a little path (sam_bigltl)")  # fmt: skip
     parser.add_argument("--little-dim", type=int, help="width of the little path (a quarter of the big one)")
     parser.add_argument("--route-every", type=int, help="layers that share one selection (one selection a stage)")
-    flag_checks.add_routing(parser)
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the file (float32)")
     parser.add_argument("--warm-start", type=Path, metavar="DIR", help="fit the little path on photographs in DIR")
     parser.add_argument("--max-images", type=int, default=48, help="photographs used by --warm-start (48)")
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     if args.target.suffix != ".safetensors":
         raise InputError(f"the target is a .safetensors file, not {args.target}")
     torch.manual_seed(args.seed)
-    sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every, routing=args.routing)
+    sam = convert_sam(load_sam(args.source), args.little_dim, args.route_every)
     if args.warm_start:
         from ..convert.warm_start import warm_start
         from ..data.photos import preprocessed

@@ -131,7 +131,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         help="draw log-uniformly between these instead",
     )
-    flag_checks.add_routing(parser)
     parser.add_argument("--train-decoder", action="store_true", help="train prompt encoder and mask decoder too")
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw", help="(adamw)")
     parser.add_argument("--precision", choices=["bfloat16", "float32"], default="bfloat16", help="(bfloat16)")
@@ -228,7 +227,7 @@ def _config(args: argparse.Namespace, stage: int, place: int, count: int) -> Dis
         stage=stage, **staged, **{name: getattr(args, name) for name in _SINGLE},
         keep_ratios=tuple(args.keep_ratios),
         keep_ratio_range=tuple(args.keep_ratio_range) if args.keep_ratio_range else None,
-        train_decoder=args.train_decoder, optimizer=args.optimizer, precision=args.precision, routing=args.routing,
+        train_decoder=args.train_decoder, optimizer=args.optimizer, precision=args.precision,
         checkpointing=args.checkpointing, cached=args.cache is not None,
     )  # fmt: skip
 
@@ -265,9 +264,9 @@ def _student(args: argparse.Namespace, teacher: Sam, source: Source) -> Sam:
             f"--weight-layers and --weight-router need a student of the teacher's width, not a {args.student}"
         )
     if args.init:
-        return _routed(load_sam(args.init, args.student), args)
+        return load_sam(args.init, args.student)
     if same and wanted.little_dim:
-        student = convert_sam(teacher, routing=args.routing)
+        student = convert_sam(teacher)
         if student.image_encoder.config != wanted:
             raise InputError(
                 f"a {args.student} cannot be converted from {describe(theirs)}: give its start with --init"
@@ -283,9 +282,4 @@ def _student(args: argparse.Namespace, teacher: Sam, source: Source) -> Sam:
     student = sam_model_registry[args.student]()
     for part in ("prompt_encoder", "mask_decoder"):
         getattr(student, part).load_state_dict(getattr(teacher, part).state_dict())
-    return _routed(student, args)
-
-
-def _routed(student: Sam, args: argparse.Namespace) -> Sam:
-    student.image_encoder.routing = args.routing
     return student

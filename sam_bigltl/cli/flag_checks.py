@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from math import inf
 from typing import Any
 
 from ..errors import InputError
-from ..modeling.trunk import ROUTINGS
-
-
-def add_routing(parser: argparse.ArgumentParser) -> None:
-    """Add --routing."""
-    parser.add_argument(
-        "--routing", choices=ROUTINGS, default="importance",
-        help="how big tokens are chosen: the most important ones, or all in turn; kept in the file (importance)",
-    )  # fmt: skip
 
 
 def flag(name: str) -> str:

@@ -112,7 +112,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-ratios", type=float, nargs="+", default=[1.0], metavar="R", help="drawn one a step (1.0)"
     )
-    flag_checks.add_routing(parser)
     parser.add_argument(
         "--scale", type=float, nargs=2, default=(0.5, 1.5), metavar=("LOW", "HIGH"), help="random scale (0.5 1.5)"
     )
@@ -134,7 +133,6 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     teacher = load_sam(args.teacher).to(device) if args.teacher else None
     sam = _student(args, teacher).to(device)
-    sam.image_encoder.routing = args.routing
     if args.sharpen_positions and not args.resume:
         sharpen_positions(sam)
     if teacher is not None:
@@ -146,7 +144,6 @@ def run(args: argparse.Namespace) -> None:
         **{name: getattr(args, name) for name in _HELP if name != "crop"},
         crop=sam.image_encoder.img_size if args.crop is None else args.crop,
         keep_ratios=tuple(args.keep_ratios),
-        routing="importance" if sam.image_encoder.is_dense else args.routing,  # a dense model has none
         scale=tuple(args.scale),
         balance=args.balance,
         train_decoder=not args.freeze_decoder,
@@ -219,7 +216,7 @@ def _student(args: argparse.Namespace, teacher: Sam | None) -> Sam:
         if isinstance(sam.image_encoder.patch_embed, MobileStem) and not args.resume:
             load_pretrained_stem(sam.image_encoder.patch_embed, lite0_weights())
         return sam
-    sam = convert_sam(teacher, routing=args.routing)
+    sam = convert_sam(teacher)
     if sam.image_encoder.config != ENCODERS[args.model]:
         kind = describe(teacher.image_encoder.config)
         raise InputError(f"a {args.model} cannot be converted from {kind}: give its start with --init")

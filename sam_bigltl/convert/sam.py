@@ -22,7 +22,6 @@ from ..errors import InputError
 from ..fast.quantize import Int8Linear, Int8MLP
 from ..modeling.encoder import BigLittleEncoder, EncoderConfig, init_weights
 from ..modeling.registry import DENSE, ENCODERS, build_sam
-from ..modeling.trunk import Routing
 from .checkpoints import check_tensors, find_weights, has_tensors, load_tensors, read_checkpoint, read_metadata
 from .decoder import decoder_settings, fit_decoder
 from .transformers_files import CONFIG, read_transformers
@@ -40,7 +39,6 @@ def convert_sam(
     little_dim: int | None = None,
     route_every: int | None = None,
     little_stream: Literal["per_group", "continuous"] = "per_group",
-    routing: Routing = "importance",
 ) -> Sam:
     """A Sam with a big.LITTLE encoder that computes the same function at keep_ratio 1.0.
 
@@ -49,8 +47,6 @@ def convert_sam(
         little_dim: width of the little path; None is a quarter of the big one. It starts random, see `warm_start`.
         route_every: layers that share one selection of tokens; None is one selection a stage.
         little_stream: see `EncoderConfig`.
-        routing: which tokens are big, see `Trunk`; it can be changed at any time, but what the little path is fitted to
-            or trained with suits it best.
 
     Returns:
         a new Sam in eval mode with copies of all weights, on the device of `sam`, in float32.
@@ -80,7 +76,6 @@ def convert_sam(
         if re.search(r"rel_pos_[hw]$|pos_embed$|attn\.qkv\.bias$", name):
             missing.zero_()
     result = Sam(big, copy.deepcopy(sam.prompt_encoder).float(), copy.deepcopy(sam.mask_decoder).float())
-    big.routing = routing
     result.pixel_mean, result.pixel_std = sam.pixel_mean.float().clone(), sam.pixel_std.float().clone()
     return result.to(sam.device).eval()
 
@@ -136,7 +131,6 @@ def load_sam(path: str | PathLike[str], model_type: str | None = None, tuned: bo
         sam = convert_sam(_build(config, state, stated, path))
     else:
         sam = _build(config, state, stated, path)
-    sam.image_encoder.routing = stated.routing
     if path.is_dir() and (ratio := _keep_ratio(path)) is not None:
         sam.image_encoder.keep_ratio = ratio
     if setting is not None:
@@ -163,7 +157,6 @@ def save_sam(sam: Sam, path: str | Path, dtype: torch.dtype = torch.float32, set
     config = getattr(sam.image_encoder, "config", None) or infer_config(state, str(path))
     # Tensors tell the number of routing groups, which several values of route_every can share.
     about = {"model": describe(config), "route_every": config.route_every} | decoder_settings(sam)
-    about["routing"] = getattr(sam.image_encoder, "routing", "importance")
     if setting is not None:
         about["setting"] = for_file(setting, config)
     try:

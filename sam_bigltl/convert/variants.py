@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..modeling.trunk import Routing
 
 ENCODER_ALONE = (
     "holds an image encoder alone, without SAM's prompt encoder and mask decoder: give the file of the whole model, or "
@@ -35,7 +34,6 @@ class Stated:
 
     Attributes:
         num_heads, global_layers, window, route_every: of the encoder, as in `EncoderConfig`.
-        routing: of the encoder, see `Trunk`.
         decoder_heads: heads of the mask decoder's attention.
         decoder_eps: epsilon of the norms in the layers of its transformer.
     """
@@ -44,7 +42,6 @@ class Stated:
     global_layers: tuple[int, ...] | None = None
     window: int | None = None
     route_every: int | None = None
-    routing: Routing = "importance"
     decoder_heads: int | None = None
     decoder_eps: float | None = None
 
@@ -54,7 +51,6 @@ class Stated:
         every, heads, eps = (about.get(name) for name in ("route_every", "decoder_heads", "decoder_eps"))
         return cls(
             route_every=every if type(every) is int and every > 0 else None,
-            routing="turns" if about.get("routing") == "turns" else "importance",
             decoder_heads=heads if type(heads) is int and heads > 0 else None,
             decoder_eps=eps if isinstance(eps, float) and 0 < eps < 1 else None,
         )

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .choosing import Router, dither_order, stable_order, straight_through_gate, tokens_in_turn, top_tokens
+from .choosing import Router, stable_order, straight_through_gate, top_tokens
 
 __all__ = [
     "Geometry", "QueryBlocks", "Route", "RouteGroup", "Router", "Selection", "SequenceGeometry", "WindowBucket",
-    "dither_order", "kept_for_training", "straight_through_gate", "tokens_in_turn", "top_tokens",
+    "kept_for_training", "straight_through_gate", "top_tokens",
 ]  # fmt: skip
 
 
@@ -51,7 +51,6 @@ class Geometry:
         self.padding = (self.place_token < 0).int().topk(padding).indices if padding else token[:0]
         self.place_token.clamp_(min=0)
         self.layouts: dict = {}  # kept by `sam_bigltl.ragged`
-        self.turns = dither_order(grid, device)  # (N,)
 
     def to_windows(self, x: Tensor, fill: Tensor) -> Tensor:
         """x (B, N, c) -> (B * windows, w * w, c), padded positions holding `fill` (c,)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,10 @@ from ..memory import keep_freed_memory
 from .blocks import LITTLE, EBlock, PBlock
 from .calls import Routed, call
 from .kernels import Kernels
-from .routing import Geometry, Route, RouteGroup, Selection, straight_through_gate, tokens_in_turn, top_tokens
+from .routing import Geometry, Route, RouteGroup, Selection, straight_through_gate, top_tokens
 from .transition import Transition
 
 KeepRatio = float | Sequence[float] | str
-Routing = Literal["importance", "turns"]
-ROUTINGS: tuple[Routing, ...] = ("importance", "turns")
 _Kept = float | tuple[float, ...] | str  # as it is kept: checked
 
 
@@ -79,9 +77,6 @@ class Trunk(nn.Module):
         prefix: tokens at the start that are always big and never scored, such as a class token.
         continuous: whether one little stream runs from the first layer to the last, and is all that unselected tokens
             have, as in the paper's Algorithm 1; else it starts anew from C-wide tokens in each group.
-        routing: how a number of tokens is chosen: "importance" takes those of the highest scores; "turns" gives every
-            token its turn (`routing.tokens_in_turn`), and only leaves out what hardly matters, such as padding. With
-            `focus` and for "auto" importance chooses.
         last_route: what the last forward pass selected.
         taps: filled by a forward pass where it is a `Taps`.
         focus: factors on the importance of tokens for the next passes, (B, N), or None; see `sam_bigltl.focus`.
@@ -99,7 +94,6 @@ class Trunk(nn.Module):
         self.taps: Taps | None = None
         self.focus: Tensor | None = None
         self.gradient_checkpointing = False
-        self._routing: Routing = "importance"
         self.precision = "float32"
         self.kernels_dtype = ""
         self._keep_ratio: _Kept = 1.0
@@ -137,19 +131,6 @@ class Trunk(nn.Module):
     @keep_ratio.setter
     def keep_ratio(self, value: KeepRatio) -> None:
         self._keep_ratio = self._checked(value)
-
-    @property
-    def routing(self) -> Routing:
-        """ "importance" or "turns"."""
-        return self._routing
-
-    @routing.setter
-    def routing(self, value: Routing) -> None:
-        if value not in ROUTINGS:
-            raise InputError(f"routing is {' or '.join(map(repr, ROUTINGS))}, not {value!r}")
-        if value == "turns" and self.prefix:
-            raise InputError("a classifier's tokens are chosen by importance: only an encoder of images takes turns")
-        self._routing = value
 
     def optimize(self, dtype: str = "auto", compile: bool = False, native: Native = "auto") -> Self:
         """Make inference faster, in place, with the same calls after it; returns the encoder.
@@ -288,18 +269,11 @@ class Trunk(nn.Module):
         if little is None or not self.continuous:
             little = transition.enter(x)  # (B, N, C_E)
         scores = transition.router(little[:, self.prefix :])  # (B, N - prefix)
-        count = self._count(scores, ratio)
         if self.focus is not None:
             scores = scores * self.focus
             scores = scores / scores.sum(dim=1, keepdim=True)
-        gate = None  # (B, K, 1)
-        if self.routing == "turns" and self.focus is None and not isinstance(ratio, str):
-            # No gate: it would teach the router that whatever has its turn is important.
-            indices = tokens_in_turn(scores.detach(), count, index, big.turns)
-            x = _touch(x, list(transition.router.parameters())) if _awaits_every_gradient() else x
-        else:
-            indices = top_tokens(scores.detach(), count)
-            gate = straight_through_gate(scores, indices) if _learns() else None
+        indices = top_tokens(scores.detach(), self._count(scores, ratio))
+        gate = straight_through_gate(scores, indices) if _learns() else None  # (B, K, 1)
         if self.prefix:
             always = torch.arange(self.prefix, device=x.device).expand(len(x), -1)
             indices = torch.cat([always, indices + self.prefix], dim=1)

@@ -20,7 +20,6 @@ class LoopConfig:
         lr: peak learning rate; warmup: steps of linear warm-up before the cosine falls to `final_lr` of it.
         stem_lr: share of the learning rate that the convolutions of a pretrained stem get.
         keep_ratios: for a big.LITTLE encoder, drawn uniformly, one a step.
-        routing: of a big.LITTLE encoder, see `Trunk`.
         keep_ratio_range: draw from this range instead, log-uniformly.
         train_decoder: whether prompt encoder and mask decoder learn too.
         ema: decay of the averaged weights that are saved; 0 for none.
@@ -40,7 +39,6 @@ class LoopConfig:
     stem_lr: float = 0.2
     keep_ratios: tuple[float, ...] = (1.0,)
     keep_ratio_range: tuple[float, float] | None = None
-    routing: str = "importance"
     train_decoder: bool = True
     ema: float = 0.999
     precision: str = "bfloat16"

@@ -167,7 +167,7 @@ class Loop(ABC):
 
     def _take_up(self, state: dict[str, Any]) -> None:
         for key, value in asdict(self.config).items():
-            stored = state["config"].get(key, "importance" if key == "routing" else None)  # before there were two
+            stored = state["config"].get(key)
             stored = tuple(stored) if isinstance(stored, list) else stored
             if key not in FREE and stored != value:
                 raise InputError(f"{self.output} was trained with {key} = {stored}, not {value}: use another --output")

@@ -330,7 +330,6 @@ def adopt(kind: type[InPlaceEncoder], encoder: BigLittleEncoder, origin: Origin)
     """The weights of `encoder`, which was read from a file, in the place of `origin.theirs`."""
     example = next(origin.theirs.parameters())
     result = _skeleton(kind, encoder.config)
-    result.routing = encoder.routing
     for name, value in _tensors(encoder):
         _put_object(result, name, value)
     result.origin = Origin(origin.theirs, order=origin.order)
