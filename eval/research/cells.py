@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from sam_bigltl.convert import load_sam
+
 from . import ablations, rivals, routers
 
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "bigltl_mini.safetensors"
 RATIOS = (1.0, 0.5, 0.25, 0.125)
 MIXED_RATIOS = (1.0, 0.6, 0.4, 0.25)
 
@@ -92,6 +96,10 @@ def _covering(sam: Sam) -> None:
     routers.covered(sam, lambda router, _, before: routers.CoveringRouter(router, before))
 
 
+def _shipped(material: Material) -> Sam:
+    return load_sam(SHIPPED)  # distilled from the shipped teacher, and from no other
+
+
 _OURS = Cell(_student(), RATIOS[1:], RATIOS, seeds=3)
 _QUARTER = replace(_OURS, ratios=(0.25,), seeds=1)
 _PAPER = {"little_stream": "continuous", "route_every": 1}
@@ -99,6 +107,7 @@ CELLS: dict[str, Cell] = {
     "teacher": Cell(lambda m: m.teacher),
     # big.LITTLE: ours, the paper's, and one change at a time.
     "ours": _OURS,
+    "shipped": Cell(_shipped, (0.5, 0.25)),
     "turns": replace(_OURS, build=_student(_turns)),
     "covering router": replace(_OURS, build=_student(_covering), seeds=1),
     "turns, every layer": replace(_OURS, build=_student(_turns), convert={"route_every": 1}, seeds=1),

@@ -23,7 +23,7 @@ from .cells import CELLS
 FORMATS = (("float32", False), ("float32", True), ("int8", True))
 COLUMNS = ("model", "cell", "keep_ratio", "format", "median_ms", "min_ms", "max_ms", "runs", "threads", "torch")
 # Cells that compute what "ours" does at the same ratio.
-_SAME = {"turns", "covering router", "mask router", "error router", "random router", "paper, our loss"}
+_SAME = {"shipped", "turns", "covering router", "mask router", "error router", "random router", "paper, our loss"}
 
 
 def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -> None:
