@@ -89,6 +89,8 @@ class Study:
         for job in jobs:
             if (job.name, str(job.seed), str(job.steps)) in self._done():
                 continue
+            if job.name == "shipped" and self.path.stem != "vit_mini":
+                continue  # it is another teacher's student
             began = time.perf_counter()
             cell = CELLS[job.name]
             sam, seconds = self._trained(cell, job)
