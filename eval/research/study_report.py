@@ -236,7 +236,9 @@ def layers_table(folder: Path, teachers: dict[str, str]) -> str:
 def sam_table(results: Results) -> str:
     """Times at the size of SAM ViT-B, and their share of the dense one's."""
     own = [(cell, ratio, ms) for (model, cell, ratio, _), ms in results.times.items() if model == "vit_b"]
-    dense = next(ms for cell, _, ms in own if cell == TEACHER)
+    dense = next((ms for cell, _, ms in own if cell == TEACHER), None)
+    if dense is None:
+        raise InputError("there are no times at SAM's size: run the study with --sam-times first")
     lines = [["encoder", "ratio", "ms", "of the dense time"], ["---"] * 4]
     lines += [[c, "" if r == "1.0" else r, f"{ms:.0f}", f"{100 * ms / dense:.0f} %"] for c, r, ms in own]
     return _markdown(lines)
@@ -291,10 +293,12 @@ def _plot(path: Path, results: Results, marks: dict[str, str]) -> None:
                     curves[row.family][time] = best
             for name, found in curves.items():
                 points, own = sorted(found.items()), name == OURS
+                colour = f"C{(OURS, TEACHER, *FAMILIES).index(name) % 10}" if not own else "black"
                 axes.errorbar(
                     [p[0] for p in points], [mean(p[1]) for p in points],
                     [stdev(p[1]) if len(p[1]) > 1 else 0 for p in points],
                     marker="*" if name == TEACHER else "o", capsize=2, linewidth=2 if own else 1, label=name,
+                    color=colour,
                 )  # fmt: skip
             axes.set(xlabel="encoder, fastest format, median ms", ylabel=f"{label}, %", title=model)
             axes.grid(alpha=0.3)

@@ -18,6 +18,7 @@ from sam_bigltl.memory import keep_freed_memory
 from sam_bigltl.modeling.registry import ENCODERS, build_sam
 
 from . import rivals
+from .ablations import NoBlock
 from .cells import CELLS
 
 FORMATS = (("float32", False), ("float32", True), ("int8", True))
@@ -35,6 +36,9 @@ def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -
         cell = CELLS[name]
         for dtype, native in FORMATS:
             encoder = cell.build(study.material(cell)).eval().image_encoder
+            little: Any = getattr(encoder, "little_blocks", ())
+            if dtype == "int8" and any(isinstance(block, NoBlock) for block in little):
+                continue  # there is nothing to round
             encoder.compute_in(dtype, native)
             models += [(name, ratio, f"{dtype}{' in kernels' if native else ''}", encoder) for ratio in cell.ratios]
     _measure(models, study.path.stem, path, runs)
