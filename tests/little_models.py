@@ -6,6 +6,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
+from sam_bigltl.convert import convert_sam
 from sam_bigltl.modeling.encoder import EncoderConfig
 from sam_bigltl.modeling.registry import build_sam
 
@@ -37,6 +38,14 @@ def dense_sam(config: EncoderConfig | None = None, seed: int = 0) -> Sam:
     torch.manual_seed(seed)
     sam = build_sam(config or dense_config())
     enliven(sam.image_encoder, seed)
+    return sam
+
+
+def little_student() -> Sam:
+    """`dense_sam` converted, its little path alive, at keep_ratio 0.5."""
+    sam = convert_sam(dense_sam())
+    enliven(sam.image_encoder, seed=1)
+    sam.image_encoder.keep_ratio = 0.5
     return sam
 
 

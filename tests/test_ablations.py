@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from little_models import dense_sam, enliven
+from little_models import little_student
 from research import ablations
 
-from sam_bigltl.convert import convert_sam
 from sam_bigltl.modeling.routing import Geometry, Selection
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def student():
-    sam = convert_sam(dense_sam())
-    enliven(sam.image_encoder, seed=1)
-    sam.image_encoder.keep_ratio = 0.5
-    return sam
-
-
 # ---------------------------------------------------------------- attention
 @pytest.mark.parametrize("layer", [0, 1])  # in windows, and of the whole image
 def test_attention_among_the_selected_against_a_loop(layer: int):
-    sam = student()
+    sam = little_student()
     block, config = sam.image_encoder.blocks[layer], sam.image_encoder.config
     attention = block.attn
     geometry = Geometry((4, 4), config.window, "cpu")
@@ -85,7 +77,7 @@ def test_global_mixing_against_a_loop():
 
 
 def test_other_e_blocks_start_as_nothing_and_learn():
-    plain, convolved, without = student(), student(), student()
+    plain, convolved, without = little_student(), little_student(), little_student()
     for block in plain.image_encoder.little_blocks:
         for layer in (block.attn.proj, block.mlp.lin2):
             torch.nn.init.zeros_(layer.weight)

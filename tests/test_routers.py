@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from little_models import dense_sam, enliven
+from little_models import dense_sam, enliven, little_student
 from research import routers
 from torch import nn
 
@@ -13,15 +13,8 @@ from sam_bigltl.convert import convert_sam
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def student():
-    sam = convert_sam(dense_sam())
-    enliven(sam.image_encoder, seed=1)
-    sam.image_encoder.keep_ratio = 0.5
-    return sam
-
-
 def test_scores_sum_to_one_and_select():
-    sam = student()
+    sam = little_student()
     routers.set_router(sam, routers.RandomRouter())
     with torch.no_grad():
         sam.image_encoder(IMAGE)
@@ -30,7 +23,7 @@ def test_scores_sum_to_one_and_select():
 
 
 def test_one_selection_for_the_whole_encoder():
-    sam = student()
+    sam = little_student()
     with torch.no_grad():
         sam.image_encoder(IMAGE)
         first, *others = [group.indices for group in sam.image_encoder.last_route.groups]
@@ -58,7 +51,7 @@ def test_the_grid_gives_every_token_its_turn_and_the_unimportant_none():
             scores[:, 12:] = 1e-6  # the last row, as padding
             return scores / scores.sum(dim=1, keepdim=True)
 
-    sam = student()
+    sam = little_student()
     transitions = sam.image_encoder.transitions
     routers.set_router(sam, Scores())
     routers.covered(sam, lambda router, group, _: routers.TurnRouter(router, group))
@@ -72,7 +65,7 @@ def test_the_grid_gives_every_token_its_turn_and_the_unimportant_none():
 
 
 def test_the_covering_router_prefers_tokens_that_were_not_big():
-    sam = student()
+    sam = little_student()
     sam.image_encoder.keep_ratio = 0.5
 
     def repeated() -> int:
@@ -128,7 +121,7 @@ def test_routers_are_fitted_to_the_masks():
 
 
 def test_a_number_becomes_the_ratios_by_stage():
-    sam = student()
+    sam = little_student()
     batches = [{"image": torch.randint(0, 255, (2, 3, 64, 64), generator=torch.Generator().manual_seed(1))}]
     routers.ratios_by_stage(sam, batches, (0.25,))
     sam.image_encoder.keep_ratio = 0.25

@@ -5,12 +5,14 @@ Each function changes a Sam in place; it trains and evaluates like any other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_bigltl.modeling.attention import SemiCrossAttention
+from sam_bigltl.modeling.attention import SemiCrossAttention, WindowAttention
 from sam_bigltl.modeling.routing import Geometry, Selection
 
 
@@ -98,19 +100,8 @@ class DepthwiseMixer(nn.Module):
         return self.proj(x.flatten(2).transpose(1, 2))
 
 
-class GlobalMixer(nn.Module):
-    """Attention of every token to the means of all windows, in the place of an E-block's attention.
-
-    Args:
-        dim: little width C_E.
-        num_heads: heads.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+class GlobalMixer(WindowAttention):
+    """Attention of every token to the means of all windows, in the place of an E-block's attention."""
 
     def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
         """x (B, N, C_E) -> (B, N, C_E)"""
@@ -134,16 +125,18 @@ class NoBlock(nn.Module):
 
 def convolve(sam: Sam, kernel: int = 5) -> None:
     """Let E-blocks mix tokens by a depthwise convolution, which adds nothing at first, as their attention does not."""
-    for block in sam.image_encoder.little_blocks:
-        block.attn = DepthwiseMixer(sam.image_encoder.config.little_dim, kernel)
-        nn.init.zeros_(block.attn.proj.weight)
-        nn.init.zeros_(block.attn.proj.bias)
+    _mix_by(sam, lambda dim, _: DepthwiseMixer(dim, kernel))
 
 
 def mix_globally(sam: Sam) -> None:
     """Let E-blocks attend to the means of all windows, which adds nothing at first."""
+    _mix_by(sam, GlobalMixer)
+
+
+def _mix_by(sam: Sam, make: Callable[[int, int], nn.Module]) -> None:
+    """Put `make(little width, heads)`, whose projection adds nothing at first, into every E-block."""
     for block in sam.image_encoder.little_blocks:
-        block.attn = GlobalMixer(sam.image_encoder.config.little_dim, block.attn.num_heads)
+        block.attn = make(sam.image_encoder.config.little_dim, block.attn.num_heads)
         nn.init.zeros_(block.attn.proj.weight)
         nn.init.zeros_(block.attn.proj.bias)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -60,9 +60,8 @@ def crop_trainer(
     config: TrainConfig,
     output: Path,
     frame: Sam,
-    validate: Callable[[dict[str, Tensor]], list[dict]] | None = None,
 ) -> Trainer:
     """A run that trains `student` by `objective` on crops of the frame of `frame`."""
-    trainer = Trainer(student, make_batches(annotations, images, frame, config), config, output, None, validate)
+    trainer = Trainer(student, make_batches(annotations, images, frame, config), config, output)
     trainer.forward = objective
     return trainer

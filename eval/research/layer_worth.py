@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import torch
 from segment_anything.modeling import Sam
@@ -12,16 +11,14 @@ from torch import Tensor
 
 from sam_bigltl.convert import load_sam
 from sam_bigltl.convert.warm_start.moments import Moments
-from sam_bigltl.evaluation.runner import Plan, evaluate, summary_rows
-from sam_bigltl.fast.choice import formats
-from sam_bigltl.predict.predictor import SamPredictor
 
 from . import rivals
+from .study import Study, append_rows
 
 COLUMNS = ("teacher", "skipped", "layers", "box", "point", "linear_share")
 
 
-def run(study: Any, path: Path) -> None:
+def run(study: Study, path: Path) -> None:
     """Append the rows of a study's teacher to a CSV, those that it has left out.
 
     `layers` are those that run: each time the one goes that the embedding misses least. `linear_share` is how much of
@@ -40,21 +37,13 @@ def run(study: Any, path: Path) -> None:
             continue
         layers = tuple(sorted(study.worth[skipped:]))
         sam = _without(teacher, layers)
-        if ("float32", True) in formats(sam.device):
-            sam.image_encoder.compute_in("float32", True)
-        plan = Plan(keep_ratios=(1.0,), prompts=("box", "point"), clicks=(1,))
-        records = evaluate(SamPredictor(sam), study.images, study.data / "images", plan, progress=False)
-        figures = {row["prompt"]: round(row["all"], 3) for row in summary_rows(records, plan)}
+        _, rows = study.predicted(sam, (1.0,))
+        figures = {row["prompt"]: round(row["all"], 3) for row in rows}
         row = {
             "teacher": study.mark, "skipped": skipped, "layers": " ".join(map(str, layers)), **figures,
             "linear_share": round(shares[depth - skipped], 4),
         }  # fmt: skip
-        new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_rows(path, COLUMNS, [row])
         print(row, flush=True)
 
 

@@ -279,7 +279,7 @@ class MixedEncoder(BigLittleEncoder):
         gate = straight_through_gate(scores, kept) if torch.is_grad_enabled() else None
         after = _merged(self, x, layers, owner, big, gate)
         is_merged = owner != torch.arange(x.shape[1], device=x.device)
-        is_merged = is_merged | is_merged.gather(1, owner) | _has_others(owner)
+        is_merged = is_merged | _has_others(owner)
         after = after + transition.up(little) * is_merged[..., None].to(x.dtype)
         if self.taps is not None:
             self.taps.layers[layers[-1]] = after

@@ -85,7 +85,7 @@ class Study:
         """Run what is missing of these, in their order."""
         teachers = self.table.with_name("study_teachers.csv")
         if not teachers.exists() or self.mark not in teachers.read_text():
-            _append(teachers, ("model", "teacher"), [{"model": self.path.stem, "teacher": self.mark}])
+            append_rows(teachers, ("model", "teacher"), [{"model": self.path.stem, "teacher": self.mark}])
         for job in jobs:
             if (job.name, str(job.seed), str(job.steps)) in self._done():
                 continue
@@ -167,7 +167,7 @@ class Study:
 
     def _score(self, cell: Cell, job: Job, sam: Sam, seconds: float) -> None:
         torch.manual_seed(job.seed)
-        records, rows = self._predicted(sam, cell.ratios)
+        records, rows = self.predicted(sam, cell.ratios)
         theirs = self._teachers_masks()
         sums: dict[tuple, dict[Any, float]] = defaultdict(lambda: defaultdict(float))
         agreed: dict[tuple, dict[Any, float]] = defaultdict(lambda: defaultdict(float))
@@ -181,10 +181,10 @@ class Study:
             row["agreement"] = 100 * sum(found.values()) / row["instances"]
         fixed = {"teacher": self.mark, "cell": job.name, "seed": job.seed, "steps": job.steps}
         rows = [row | fixed | {"train_seconds": round(seconds, 1)} for row in rows]
-        _append(self.table, COLUMNS, [{k: _rounded(v) for k, v in row.items()} for row in rows])
+        append_rows(self.table, COLUMNS, [{k: _rounded(v) for k, v in row.items()} for row in rows])
         if not self.photos.exists():
             counts = " ".join(str(len(image.annotations)) for image in self.images)
-            _append(self.photos, PHOTO_COLUMNS, [{"cell": INSTANCES, "sums": counts}])
+            append_rows(self.photos, PHOTO_COLUMNS, [{"cell": INSTANCES, "sums": counts}])
         photos = [
             fixed | {"keep_ratio": key[0], "prompt": key[1], "clicks": key[2]}
             | {
@@ -193,9 +193,9 @@ class Study:
             }
             for key in sums
         ]  # fmt: skip
-        _append(self.photos, PHOTO_COLUMNS, photos)
+        append_rows(self.photos, PHOTO_COLUMNS, photos)
 
-    def _predicted(self, sam: Sam, ratios: Sequence[float]) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
+    def predicted(self, sam: Sam, ratios: Sequence[float]) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
         """Every mask of a model from a box and from one click, and the summary."""
         if ("float32", True) in formats(sam.device):  # quicker, and the same to 1e-5
             sam.image_encoder.compute_in("float32", True)
@@ -207,7 +207,7 @@ class Study:
         """The teacher's own masks as RLE by "annotation prompt"; made once, kept in `runs`."""
         path = self.runs / f"{self.mark}_masks_{len(self.images)}.json"
         if not path.exists():
-            records, _ = self._predicted(load_sam(self.path), (1.0,))
+            records, _ = self.predicted(load_sam(self.path), (1.0,))
             masks = {_name(result): result.counts for record in records for result in record.results}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(masks))
@@ -230,7 +230,8 @@ def _rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def append_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to a CSV, with its header where it is new; keys that are no column are left out."""
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:

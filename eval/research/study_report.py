@@ -21,10 +21,9 @@ SPLITS = ("all", "small", "medium", "large")
 RESAMPLES = 4000
 # What the table of rivals and the figure show as one family, in this order; everything else is a change of ours.
 FAMILIES = ("shipped", "turns", "layers fewer", "MLP", "px", "pruned", "ToMe", "flat areas", "merging inside", "paper")
-_SAME_TIME = dict.fromkeys(
-    ("shipped", "turns", "covering router", "mask router", "error router", "random router"), OURS
-)
-_SAME_TIME["paper, our loss"] = "paper"
+# Cells whose encoder computes what another's does at the same ratio.
+SAME_TIME = dict.fromkeys(("shipped", "turns", "covering router", "mask router", "error router", "random router"), OURS)
+SAME_TIME["paper, our loss"] = "paper"
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Results:
 
     def time(self, model: str, row: Row, kind: str = FASTEST) -> float | None:
         """Its encoder's milliseconds, the fastest of its formats where `kind` is `FASTEST`."""
-        cell = _SAME_TIME.get(row.cell, row.cell)
+        cell = SAME_TIME.get(row.cell, row.cell)
         found = [
             value for (name, own, ratio, dtype), value in self.times.items()
             if (name, own, ratio) == (model, cell, row.ratio) and kind in (dtype, FASTEST)

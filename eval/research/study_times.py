@@ -20,18 +20,17 @@ from sam_bigltl.modeling.registry import ENCODERS, build_sam
 from . import rivals
 from .ablations import NoBlock
 from .cells import CELLS
+from .study_report import SAME_TIME
 
 FORMATS = (("float32", False), ("float32", True), ("int8", True))
 COLUMNS = ("model", "cell", "keep_ratio", "format", "median_ms", "min_ms", "max_ms", "runs", "threads", "torch")
-# Cells that compute what "ours" does at the same ratio.
-_SAME = {"shipped", "turns", "covering router", "mask router", "error router", "random router", "paper, our loss"}
 
 
 def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -> None:
     """Times of the study's cells at batch 1, in every format, in turns, into a CSV: training does not change them."""
     models = []
     for name in names:
-        if name in _SAME:
+        if name in SAME_TIME:
             continue
         cell = CELLS[name]
         for dtype, native in FORMATS:
