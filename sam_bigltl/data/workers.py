@@ -160,6 +160,8 @@ def _end(iterator: Any, processes: set[BaseProcess]) -> None:
                 end()
     finally:
         late.cancel()
+        if late.ident is not None:  # started: of two threads that reap one process, one may still take it for alive
+            late.join()
         _kill(processes)
 
 
