@@ -15,6 +15,7 @@ from research.cells import CELLS, Cell
 from training_toy import write_shapes
 
 from sam_bigltl.convert import registry, save_sam
+from sam_bigltl.convert.sam import LITTLE_PATH
 from sam_bigltl.errors import InputError
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the study trains with Muon: torch 2.9 on")
@@ -75,6 +76,36 @@ def test_the_study_runs_in_pieces(tmp_path, data, teacher, monkeypatch, capsys):
     # Training changed the student; the teacher is not trained.
     figures = {(r["cell"], r["steps"]) for r in rows}
     assert ("teacher", "0") in figures and ("teacher", "2") not in figures
+
+
+@needs_muon
+def test_what_training_leaves_alone(tmp_path, data, teacher, monkeypatch):
+    monkeypatch.setattr(study, "TRAINING", study.TRAINING | {"batch_size": 2, "warmup": 1})
+    whole = study.Study(teacher, data, tmp_path / "runs", tmp_path / "study.csv")
+    cell = CELLS["LITTLE path trained"]
+    before = whole.material(cell).student.image_encoder.state_dict()
+    after = whole._trained(cell, study.Job("LITTLE path trained", 0, 2))[0].image_encoder.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and all(LITTLE_PATH.match(name) for name in changed)
+    assert not any(".router." in name for name in changed)
+
+
+def test_later_clicks_are_scored_and_not_compared(tmp_path, data, teacher):
+    table = tmp_path / "study.csv"
+    study.Study(teacher, data, tmp_path / "runs", table, clicks=(1, 3)).run(study.jobs_of(["teacher", "ours"], 0))
+    rows = rows_of(table)
+    assert {(row["prompt"], row["clicks"]) for row in rows} == {("box", "0"), ("point", "1"), ("point", "3")}
+    assert all(bool(row["agreement"]) == (row["clicks"] != "3") for row in rows)
+    assert len(study_report.read_results(tmp_path).of(rows[0]["teacher"])) == 4  # the teacher, and ours at three ratios
+
+
+def test_a_fit_without_e_blocks_is_another_fit(tmp_path, data, teacher):
+    whole = study.Study(teacher, data, tmp_path / "runs", tmp_path / "study.csv")
+    students = [whole.material(CELLS[name]).student for name in ("ours", "fitted without E-blocks")]
+    for block in students[1].image_encoder.little_blocks:
+        assert not block.mlp.lin2.weight.any() and not block.attn.proj.weight.any()
+    ours, theirs = (student.image_encoder.transitions[0].up.weight for student in students)
+    assert not torch.equal(ours, theirs)
 
 
 def test_layers_are_counted_down_and_explained(tmp_path, data, teacher):

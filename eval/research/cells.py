@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam_bigltl.convert import load_sam
+from sam_bigltl.convert.warm_start.fit import Recipe
 
 from . import ablations, rivals, routers
 
@@ -49,6 +50,8 @@ class Cell:
         seeds: how many repetitions of the training.
         cosine_only: train with the paper's loss alone.
         fixed_router: leave the router out of the training.
+        little_only: train the LITTLE path without its router, and nothing of the big path.
+        recipe: of the closed-form start, where it is not the default.
     """
 
     build: Callable[[Material], Sam]
@@ -58,6 +61,8 @@ class Cell:
     seeds: int = 1
     cosine_only: bool = False
     fixed_router: bool = False
+    little_only: bool = False
+    recipe: Recipe | None = None
 
 
 def _student(*changes: Callable[[Sam], Any]) -> Callable[[Material], Sam]:
@@ -108,6 +113,7 @@ CELLS: dict[str, Cell] = {
     # big.LITTLE: ours, the paper's, and one change at a time.
     "ours": _OURS,
     "shipped": Cell(_shipped, (0.5, 0.25)),
+    "LITTLE path trained": replace(_OURS, little_only=True),
     "turns": replace(_OURS, build=_student(_turns)),
     "covering router": replace(_OURS, build=_student(_covering), seeds=1),
     "turns, every layer": replace(_OURS, build=_student(_turns), convert={"route_every": 1}, seeds=1),
@@ -122,6 +128,9 @@ CELLS: dict[str, Cell] = {
     "once": replace(_QUARTER, build=_student(routers.route_once)),
     "every layer": replace(_QUARTER, convert={"route_every": 1}),
     "without E-blocks": replace(_QUARTER, build=_student(ablations.without_little_blocks), ratios=(0.5, 0.25)),
+    "fitted without E-blocks": replace(
+        _OURS, build=_student(ablations.without_little_blocks), seeds=1, recipe=Recipe(units=False)
+    ),
     "depthwise 7 x 7": replace(_QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7))),
     "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally)),
     "ratios by stage": replace(_QUARTER, build=_by_stage, ratios=(0.5, 0.25), drawn=(1.0, 0.5, 0.25)),
@@ -133,7 +142,7 @@ CELLS: dict[str, Cell] = {
     # Rivals.
     "2 layers fewer": Cell(_without(2), seeds=2),
     "4 layers fewer": Cell(_without(4), seeds=2),
-    "5 layers fewer": Cell(_without(5), seeds=2),
+    "6 layers fewer": Cell(_without(6), seeds=2),
     "MLP 2": Cell(lambda m: rivals.narrow(m.teacher, 2.0)),
     "MLP 1": Cell(lambda m: rivals.narrow(m.teacher, 1.0)),
     "MLP 0.5": Cell(lambda m: rivals.narrow(m.teacher, 0.5)),

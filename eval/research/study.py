@@ -22,7 +22,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam_bigltl.convert import convert_sam, load_sam, save_sam
-from sam_bigltl.convert.warm_start import warm_start
+from sam_bigltl.convert.sam import LITTLE_PATH
+from sam_bigltl.convert.warm_start.fit import Recipe, warm_start
 from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import check_image_files, read_coco
 from sam_bigltl.data.sources import first_photos, open_source
@@ -69,10 +70,15 @@ class Study:
         runs: folder of states.
         table: the CSV of mIoU; beside it `*_photos.csv` gets the sums of IoU by photograph.
         limit: dev images, or None for all that the study uses.
+        clicks: at which a prompt by clicks is scored; the teacher's masks are compared at the first click alone, since
+            later ones fall into each model's own errors.
     """
 
-    def __init__(self, teacher: Path, data: Path, runs: Path, table: Path, limit: int | None = None) -> None:
-        self.path, self.data, self.runs, self.table = teacher, data, runs, table
+    def __init__(
+        self, teacher: Path, data: Path, runs: Path, table: Path, limit: int | None = None,
+        clicks: tuple[int, ...] = (1,),
+    ) -> None:  # fmt: skip
+        self.path, self.data, self.runs, self.table, self.clicks = teacher, data, runs, table, clicks
         self.photos = table.with_name(f"{table.stem}_photos.csv")
         images, _ = read_coco(data / "dev.json", folder=data / "images")
         chosen = [image for index, image in enumerate(images) if image.source in COCO or index % OTHERS == 0]
@@ -133,12 +139,14 @@ class Study:
     def _fitted(self, cell: Cell) -> Sam:
         """The teacher converted, its little path fitted in closed form; made once, kept in `runs`."""
         name = "_".join(f"{key}-{value}" for key, value in sorted(cell.convert.items())) or "default"
+        name += "" if cell.recipe is None else f"_units-{cell.recipe.units}"
         path = self.runs / f"{self.mark}_fitted_{name}.safetensors"
         if not path.exists():
             torch.manual_seed(0)
             student = convert_sam(load_sam(self.path), **cell.convert)
             source = open_source(str(self.train[0]), self.data / "images")
-            warm_start(student, first_photos(student, source, FITTED, 0), progress=False)
+            photos = first_photos(student, source, FITTED, 0)
+            warm_start(student, photos, progress=False, recipe=cell.recipe or Recipe())
             path.parent.mkdir(parents=True, exist_ok=True)
             save_sam(student, path)
         return load_sam(path)
@@ -149,9 +157,12 @@ class Study:
         torch.manual_seed(job.seed)
         if not job.steps or job.name == "teacher":
             return sam.eval(), 0.0
-        if cell.fixed_router:
-            for transition in sam.image_encoder.transitions:
-                transition.router.requires_grad_(False)
+        for name, parameter in sam.image_encoder.named_parameters():
+            of_router = ".router." in name
+            if (of_router and (cell.fixed_router or cell.little_only)) or (
+                cell.little_only and not LITTLE_PATH.match(name)
+            ):
+                parameter.requires_grad_(False)
         teacher = load_sam(self.path)
         teacher.image_encoder.optimize()
         objective = CropObjective(sam, teacher, cell.cosine_only)
@@ -175,10 +186,11 @@ class Study:
         for result in (result for record in records for result in record.results):
             key, image = (result.keep_ratio, result.prompt, result.clicks), result.image_id
             sums[key][image] += result.iou
-            agreed[key][image] += _iou(result.counts, theirs[_name(result)], sizes[image])
+            if result.clicks <= 1:
+                agreed[key][image] += _iou(result.counts, theirs[_name(result)], sizes[image])
         for row in rows:
-            found = agreed[row["keep_ratio"], row["prompt"], row["clicks"]]
-            row["agreement"] = 100 * sum(found.values()) / row["instances"]
+            if found := agreed.get((row["keep_ratio"], row["prompt"], row["clicks"])):
+                row["agreement"] = 100 * sum(found.values()) / row["instances"]
         fixed = {"teacher": self.mark, "cell": job.name, "seed": job.seed, "steps": job.steps}
         rows = [row | fixed | {"train_seconds": round(seconds, 1)} for row in rows]
         append_rows(self.table, COLUMNS, [{k: _rounded(v) for k, v in row.items()} for row in rows])
@@ -189,7 +201,7 @@ class Study:
             fixed | {"keep_ratio": key[0], "prompt": key[1], "clicks": key[2]}
             | {
                 name: " ".join(f"{found[key].get(image.id, 0.0):.4f}" for image in self.images)
-                for name, found in (("sums", sums), ("agreement_sums", agreed))
+                for name, found in (("sums", sums), ("agreement_sums", agreed)) if key in found
             }
             for key in sums
         ]  # fmt: skip
@@ -199,7 +211,7 @@ class Study:
         """Every mask of a model from a box and from one click, and the summary."""
         if ("float32", True) in formats(sam.device):  # quicker, and the same to 1e-5
             sam.image_encoder.compute_in("float32", True)
-        plan = Plan(keep_ratios=tuple(ratios), prompts=("box", "point"), clicks=(1,))
+        plan = Plan(keep_ratios=tuple(ratios), prompts=("box", "point"), clicks=self.clicks)
         records = evaluate(SamPredictor(sam), self.images, self.data / "images", plan, progress=False)
         return records, summary_rows(records, plan)
 
@@ -208,7 +220,8 @@ class Study:
         path = self.runs / f"{self.mark}_masks_{len(self.images)}.json"
         if not path.exists():
             records, _ = self.predicted(load_sam(self.path), (1.0,))
-            masks = {_name(result): result.counts for record in records for result in record.results}
+            results = (result for record in records for result in record.results if result.clicks <= 1)
+            masks = {_name(result): result.counts for result in results}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(masks))
         return json.loads(path.read_text())
@@ -262,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=40, help="of training; 0 for none (40)")
     parser.add_argument("--seeds", type=int, help="repetitions of each cell (as the cells say)")
     parser.add_argument("--limit", type=int, help="dev images (all that the study uses)")
+    parser.add_argument("--clicks", type=int, nargs="+", default=[1], metavar="N", help="clicks to score at (1)")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--layers", action="store_true", help="only what each layer is worth")
@@ -278,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.data is None:
             raise InputError("--data is missing: the folder with train.json, dev.json and images/")
         else:
-            study = Study(args.teacher, args.data, args.runs, args.table, args.limit)
+            study = Study(args.teacher, args.data, args.runs, args.table, args.limit, tuple(args.clicks))
             if args.layers:
                 layer_worth.run(study, args.table.parent / "study_layers.csv")
             elif args.times:

@@ -22,7 +22,9 @@ RESAMPLES = 4000
 # What the table of rivals and the figure show as one family, in this order; everything else is a change of ours.
 FAMILIES = ("shipped", "turns", "layers fewer", "MLP", "px", "pruned", "ToMe", "flat areas", "merging inside", "paper")
 # Cells whose encoder computes what another's does at the same ratio.
-SAME_TIME = dict.fromkeys(("shipped", "turns", "covering router", "mask router", "error router", "random router"), OURS)
+SAME_TIME = dict.fromkeys(
+    ("shipped", "LITTLE path trained", "turns", "covering router", "mask router", "error router", "random router"), OURS
+)
 SAME_TIME["paper, our loss"] = "paper"
 
 
@@ -105,7 +107,7 @@ def read_results(folder: Path) -> Results:
         if line["cell"] == INSTANCES:
             counts = np.array(line["sums"].split(), float)
             continue
-        for name in ("sums", "agreement_sums"):
+        for name in (name for name in ("sums", "agreement_sums") if line[name]):
             row_of(line).sums[line["prompt"], line["clicks"], name].append(np.array(line[name].split(), float))
     times = {
         (line["model"], line["cell"], line["keep_ratio"], line["format"]): float(line["median_ms"])
@@ -177,8 +179,9 @@ def cells_table(results: Results, teacher: str, model: str, names: Sequence[str]
     rows = results.of(teacher)
     reference = next((mean(row.values()) for row in rows if row.cell == TEACHER and row.values()), None)
     ours = [(results.time(model, r), r) for r in results.reference(teacher)]
-    lines = [["cell", "ratio", "steps", "box", "small / medium / large", "kept", "1 click", "agreement box", "1 click",
-              "float32 ms", "fastest ms", "ours over it at that time: box", "agreement box", "1 click"]]  # fmt: skip
+    lines = [["cell", "ratio", "steps", "box", "small / medium / large", "kept", "1 / 3 / 5 clicks", "agreement box",
+              "1 click", "float32 ms", "fastest ms", "ours over it at that time: box", "agreement box",
+              "1 click"]]  # fmt: skip
     lines.append(["---"] * len(lines[0]))
     chosen = [r for r in rows if r.cell in names or r.cell == TEACHER]
     for row in sorted(chosen, key=lambda r: (r.cell != TEACHER, r.cell != OURS, _order(r), r.steps, -float(r.ratio))):
@@ -195,8 +198,9 @@ def cells_table(results: Results, teacher: str, model: str, names: Sequence[str]
         lines.append([
             row.cell, "" if row.ratio == "1.0" and row.cell != OURS else row.ratio,
             "" if row.cell == TEACHER else str(row.steps), spread(row.values()), splits, kept,
-            spread(row.values("point", 1)), spread(row.values(split="agreement")),
-            spread(row.values("point", 1, "agreement")), _ms(plain), _ms(time), *over,
+            " / ".join(spread(v) for n in (1, 3, 5) if (v := row.values("point", n))) or "-",
+            spread(row.values(split="agreement")), spread(row.values("point", 1, "agreement")), _ms(plain), _ms(time),
+            *over,
         ])  # fmt: skip
     return _markdown(lines)
 
