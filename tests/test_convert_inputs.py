@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -136,6 +137,30 @@ def test_convert_command_with_a_warm_start(tmp_path):
     # Only the warm start zeroes what the attention of E-blocks adds.
     assert not any(block.attn.proj.weight.any() for block in big.image_encoder.little_blocks)
     assert all(transition.up.weight.any() for transition in big.image_encoder.transitions)
+
+
+def test_a_warm_start_takes_the_photographs_of_a_json_and_no_others(tmp_path):
+    torch.save(small_reference_sam().state_dict(), tmp_path / "a.pth")
+    for folder, count in (("all", 3), ("one", 1)):
+        (tmp_path / folder).mkdir()
+        for number in range(count):
+            Image.fromarray(picture(48, 64, number)).save(tmp_path / folder / f"{number}.png")
+    image = {"id": 1, "file_name": "0.png", "height": 48, "width": 64}
+    mask = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0,
+            "segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]]}  # fmt: skip
+    document = {"images": [image], "annotations": [mask], "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "one.json").write_text(json.dumps(document))
+    for name, flags in (("json", ("one.json", "--images", tmp_path / "all")), ("folder", ("one",))):
+        done = convert(tmp_path / "a.pth", tmp_path / f"{name}.safetensors", "--little-dim", 16, "--warm-start",
+                       tmp_path / flags[0], *flags[1:])  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    ours, theirs = (load_sam(tmp_path / f"{name}.safetensors").state_dict() for name in ("json", "folder"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for flags in (("one.json",), ("one", "--images", tmp_path)):
+        done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "--warm-start", tmp_path / flags[0], *flags[1:])
+        assert done.returncode == 2 and "--images" in done.stderr and len(done.stderr.splitlines()) == 1
+    done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "--images", tmp_path)
+    assert done.returncode == 2 and "--warm-start" in done.stderr
 
 
 @pytest.mark.parametrize(
