@@ -150,12 +150,13 @@ def test_a_warm_start_takes_the_photographs_of_a_json_and_no_others(tmp_path):
             "segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]]}  # fmt: skip
     document = {"images": [image], "annotations": [mask], "categories": [{"id": 1, "name": "thing"}]}
     (tmp_path / "one.json").write_text(json.dumps(document))
-    for name, flags in (("json", ("one.json", "--images", tmp_path / "all")), ("folder", ("one",))):
+    for name, flags in (("json", ("one.json", "--images", tmp_path / "all")), ("folder", ("one",)), ("all", ("all",))):
         done = convert(tmp_path / "a.pth", tmp_path / f"{name}.safetensors", "--little-dim", 16, "--warm-start",
                        tmp_path / flags[0], *flags[1:])  # fmt: skip
         assert done.returncode == 0, done.stderr
-    ours, theirs = (load_sam(tmp_path / f"{name}.safetensors").state_dict() for name in ("json", "folder"))
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    ours, same, others = (load_sam(tmp_path / f"{name}.safetensors").state_dict() for name in ("json", "folder", "all"))
+    key = "image_encoder.transitions.0.up.bias"
+    assert (ours[key] - same[key]).norm() < 0.2 * (ours[key] - others[key]).norm()
     for flags in (("one.json",), ("one", "--images", tmp_path)):
         done = convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "--warm-start", tmp_path / flags[0], *flags[1:])
         assert done.returncode == 2 and "--images" in done.stderr and len(done.stderr.splitlines()) == 1
