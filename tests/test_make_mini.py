@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from sam_bigltl.cli import distill as distill_cli
+from sam_bigltl.cli import convert as convert_cli
 from sam_bigltl.cli import train as cli
 from sam_bigltl.errors import InputError
 
@@ -55,9 +55,9 @@ def test_every_phase_is_a_command(recipe, args):
     for phase in recipe.TEACHER:
         found = parsed(cli, recipe.command(phase, None, args))
         assert found.model == "vit_mini" and found.data == args.data and found.output == args.runs / phase.name
-    for phase in recipe.STUDENT:
-        found = parsed(distill_cli, recipe.distillation(phase, Path("teacher"), None, args))
-        assert found.student == "bigltl_mini" and Path(found.data).read_text().count('"id"') == 4
+    found = parsed(convert_cli, recipe.conversion(Path("teacher"), args))
+    assert found.images == args.images and found.max_images == recipe.FITTED
+    assert found.warm_start.read_text().count('"id"') == 4  # both files
 
 
 def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, args, monkeypatch):
@@ -65,19 +65,20 @@ def test_phases_that_have_run_are_passed_over_and_begun_ones_resumed(recipe, arg
 
     def pretend(words: list[str], processes: int) -> None:
         commands.append(words)
+        if words[0] == "convert":
+            return Path(words[2]).touch()
         folder = Path(words[words.index("--output") + 1])
-        folder /= "stage1" if words[0] == "distill" else ""
         folder.mkdir(parents=True)
         (folder / "model.safetensors").touch()
 
     monkeypatch.setattr(recipe, "_run", pretend)
     recipe.run(args)
-    assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)
+    assert len(commands) == len(recipe.TEACHER) + 1
     assert "--init" not in commands[0] and commands[1][commands[1].index("--init") + 1].endswith(
         "crops/model.safetensors"
     )
     recipe.run(args)
-    assert len(commands) == len(recipe.TEACHER) + len(recipe.STUDENT)  # nothing again
+    assert len(commands) == len(recipe.TEACHER) + 1  # nothing again
     last = args.runs / recipe.TEACHER[-1].name
     (last / "model.safetensors").rename(last / "state.pt")
     assert "--resume" in recipe.command(recipe.TEACHER[-1], None, args)
@@ -95,7 +96,7 @@ def test_it_goes_on_from_a_checkpoint(recipe, args, monkeypatch):
     recipe.run(args)
     (words, processes), (student, _) = commands
     assert words[words.index("--init") + 1] == str(args.init) and processes == 2
-    assert words[words.index("--output") + 1].endswith(last) and student[0] == "distill"
+    assert words[words.index("--output") + 1].endswith(last) and student[0] == "convert"
     args.init = args.data[0].with_name("none")
     with pytest.raises(InputError, match="none"):
         recipe.run(args)
