@@ -115,8 +115,7 @@ CELLS: dict[str, Cell] = {
     "shipped": Cell(_shipped, (0.5, 0.25)),
     "LITTLE path trained": replace(_OURS, little_only=True),
     "turns": replace(_OURS, build=_student(_turns)),
-    "covering router": replace(_OURS, build=_student(_covering), seeds=1),
-    "turns, every layer": replace(_OURS, build=_student(_turns), convert={"route_every": 1}, seeds=1),
+    "covering router": replace(_QUARTER, build=_student(_covering), ratios=(0.5, 0.25)),
     "random router": replace(_QUARTER, build=_student(_random), ratios=(0.5, 0.25)),
     "paper": replace(_OURS, convert=_PAPER, seeds=1, cosine_only=True),
     "paper, our loss": replace(_QUARTER, convert=_PAPER, ratios=(0.5, 0.25)),
@@ -131,8 +130,8 @@ CELLS: dict[str, Cell] = {
     "fitted without E-blocks": replace(
         _OURS, build=_student(ablations.without_little_blocks), seeds=1, recipe=Recipe(units=False)
     ),
-    "depthwise 7 x 7": replace(_QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7))),
-    "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally)),
+    "depthwise 7 x 7": replace(_QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7)), little_only=True),
+    "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally), little_only=True),
     "ratios by stage": replace(_QUARTER, build=_by_stage, ratios=(0.5, 0.25), drawn=(1.0, 0.5, 0.25)),
     "width 32": replace(_QUARTER, convert={"little_dim": 32}),
     "width 128": replace(_QUARTER, convert={"little_dim": 128}),

@@ -43,7 +43,7 @@ OTHERS = 5  # of the other photographs of dev one in so many
 FITTED = 40  # photographs of the closed-form start
 TRAINING = dict(
     batch_size=8, prompts=1, optimizer="muon", lr=3e-4, final_lr=0.02, warmup=6, ema=0.93, balance="source",
-    scale=(0.5, 1.3), as_is=0.3, train_decoder=False, precision="float32", workers=0, save_every=20, log_every=5,
+    scale=(0.5, 1.3), as_is=0.3, train_decoder=False, workers=0, save_every=20, log_every=5,
 )  # fmt: skip
 COLUMNS = ("teacher", "cell", "seed", "steps", "keep_ratio", "prompt", "clicks", "all", "small", "medium", "large",
            "agreement", "instances", "train_seconds")  # fmt: skip
@@ -72,13 +72,15 @@ class Study:
         limit: dev images, or None for all that the study uses.
         clicks: at which a prompt by clicks is scored; the teacher's masks are compared at the first click alone, since
             later ones fall into each model's own errors.
+        precision: of the training, see `LoopConfig`.
     """
 
     def __init__(
         self, teacher: Path, data: Path, runs: Path, table: Path, limit: int | None = None,
-        clicks: tuple[int, ...] = (1,),
+        clicks: tuple[int, ...] = (1,), precision: str = "float32",
     ) -> None:  # fmt: skip
-        self.path, self.data, self.runs, self.table, self.clicks = teacher, data, runs, table, clicks
+        self.path, self.data, self.runs, self.table = teacher, data, runs, table
+        self.clicks, self.precision = clicks, precision
         self.photos = table.with_name(f"{table.stem}_photos.csv")
         images, _ = read_coco(data / "dev.json", folder=data / "images")
         chosen = [image for index, image in enumerate(images) if image.source in COCO or index % OTHERS == 0]
@@ -112,7 +114,9 @@ class Study:
     def config(self, cell: Cell, job: Job) -> TrainConfig:
         """How a cell is trained: the same for all but for the keep ratios."""
         crop = load_sam(self.path).image_encoder.img_size // 2
-        return TrainConfig(**TRAINING, steps=job.steps, seed=job.seed, crop=crop, keep_ratios=cell.drawn)
+        return TrainConfig(
+            **TRAINING, steps=job.steps, seed=job.seed, crop=crop, keep_ratios=cell.drawn, precision=self.precision
+        )
 
     @cached_property
     def crops(self) -> list[dict[str, Tensor]]:
@@ -276,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, help="repetitions of each cell (as the cells say)")
     parser.add_argument("--limit", type=int, help="dev images (all that the study uses)")
     parser.add_argument("--clicks", type=int, nargs="+", default=[1], metavar="N", help="clicks to score at (1)")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of training (float32)")
     parser.add_argument("--cells", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--layers", action="store_true", help="only what each layer is worth")
@@ -292,7 +297,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.data is None:
             raise InputError("--data is missing: the folder with train.json, dev.json and images/")
         else:
-            study = Study(args.teacher, args.data, args.runs, args.table, args.limit, tuple(args.clicks))
+            study = Study(
+                args.teacher, args.data, args.runs, args.table, args.limit, tuple(args.clicks), args.precision
+            )
             if args.layers:
                 layer_worth.run(study, args.table.parent / "study_layers.csv")
             elif args.times:

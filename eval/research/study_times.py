@@ -18,7 +18,7 @@ from sam_bigltl.memory import keep_freed_memory
 from sam_bigltl.modeling.registry import ENCODERS, build_sam
 
 from . import rivals
-from .ablations import NoBlock
+from .ablations import NoBlock, without_little_blocks
 from .cells import CELLS
 from .study_report import SAME_TIME
 
@@ -34,11 +34,16 @@ def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -
             continue
         cell = CELLS[name]
         for dtype, native in FORMATS:
-            encoder = cell.build(study.material(cell)).eval().image_encoder
+            sam = cell.build(study.material(cell)).eval()
+            encoder = sam.image_encoder
             little: Any = getattr(encoder, "little_blocks", ())
-            if dtype == "int8" and any(isinstance(block, NoBlock) for block in little):
-                continue  # there is nothing to round
-            encoder.compute_in(dtype, native)
+            if any(isinstance(block, NoBlock) for block in little):  # of which nothing can be rounded: it comes after
+                sam = study.material(cell).student.eval()
+                sam.image_encoder.compute_in(dtype, native)
+                without_little_blocks(sam)
+                encoder = sam.image_encoder
+            else:
+                encoder.compute_in(dtype, native)
             models += [(name, ratio, f"{dtype}{' in kernels' if native else ''}", encoder) for ratio in cell.ratios]
     _measure(models, study.path.stem, path, runs)
 
