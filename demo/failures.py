@@ -12,10 +12,10 @@ from sam_bigltl.segment import Prompt, draw_segments, load_predictor, segment_pr
 from sam_bigltl.visualize import side_by_side
 
 FAILURES = (
-    ("astronaut", Prompt(box=(25, 5, 440, 511)), "holes in the suit; a part of the shuttle comes along"),
-    ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes half of the helmet and parts of the head"),
-    ("coffee", Prompt(points=((300, 350),), labels=(1,)), "a point on the saucer takes the cup along, with holes"),
-    ("coffee", Prompt(box=(75, 55, 480, 380)), "the saucer with holes where spoon and handle are"),
+    ("astronaut", Prompt(box=(25, 5, 440, 511)), "the helmet and a part of the shuttle come along"),
+    ("astronaut", Prompt(box=(10, 200, 375, 511)), "the suit takes head and helmet along, with holes"),
+    ("coffee", Prompt(points=((300, 350),), labels=(1,)), "a point on the saucer: half of it, and specks of the table"),
+    ("coffee", Prompt(box=(75, 55, 480, 380)), "a box around the saucer takes the cup, and little of the saucer"),
 )
 
 

@@ -64,7 +64,7 @@ TEACHER = (
           "--warmup 4 --ema 0.95 --steps 110 --seed 73"),
     Phase("crops_4",
           f"{_AGAIN} --crop 224 --scale 0.3 1.5 --as-is 0.25 --paste 0.25 --degrade 0.15 --batch-size 24 --lr 7e-4 "
-          "--final-lr 0.08 --warmup 40 --ema 0.995 --steps 1000 --until 700 --seed 91"),
+          "--final-lr 0.08 --warmup 40 --ema 0.995 --steps 1000 --until 701 --seed 91"),
     Phase("frames_4",
           f"{_AGAIN} --round-prompts 3 --scale 0.6 1.3 --as-is 0.6 --batch-size 8 --lr 4e-4 --final-lr 0.02 "
           "--warmup 4 --ema 0.95 --steps 100 --seed 93"),

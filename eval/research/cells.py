@@ -113,7 +113,7 @@ CELLS: dict[str, Cell] = {
     # big.LITTLE: ours, the paper's, and one change at a time.
     "ours": _OURS,
     "shipped": Cell(_shipped, (0.5, 0.25)),
-    "LITTLE path trained": replace(_OURS, little_only=True),
+    "LITTLE path trained": replace(_OURS, drawn=RATIOS[1:], little_only=True),  # at 1.0 it does nothing
     "turns": replace(_OURS, build=_student(_turns)),
     "covering router": replace(_QUARTER, build=_student(_covering), ratios=(0.5, 0.25)),
     "random router": replace(_QUARTER, build=_student(_random), ratios=(0.5, 0.25)),
@@ -130,8 +130,10 @@ CELLS: dict[str, Cell] = {
     "fitted without E-blocks": replace(
         _OURS, build=_student(ablations.without_little_blocks), seeds=1, recipe=Recipe(units=False)
     ),
-    "depthwise 7 x 7": replace(_QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7)), little_only=True),
-    "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally), little_only=True),
+    "depthwise 7 x 7": replace(
+        _QUARTER, build=_student(lambda sam: ablations.convolve(sam, 7)), drawn=RATIOS[1:], little_only=True
+    ),
+    "global tokens": replace(_QUARTER, build=_student(ablations.mix_globally), drawn=RATIOS[1:], little_only=True),
     "ratios by stage": replace(_QUARTER, build=_by_stage, ratios=(0.5, 0.25), drawn=(1.0, 0.5, 0.25)),
     "width 32": replace(_QUARTER, convert={"little_dim": 32}),
     "width 128": replace(_QUARTER, convert={"little_dim": 128}),
