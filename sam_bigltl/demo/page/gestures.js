@@ -1,7 +1,7 @@
 // What pointers on the stage mean: clicks, drags, panning and pinching. Knows nothing of photographs; x and y are CSS pixels of the stage.
 
 /** @typedef {{id: number, type: string, button: number, x: number, y: number, shift: boolean, pan: boolean}} Pointer */
-/** @typedef {{x: number, y: number, touch: boolean, background: boolean}} Press */
+/** @typedef {{x: number, y: number, touch: boolean, right: boolean, shift: boolean}} Press   right: with the right button */
 /**
  * @typedef {object} Meanings
  * @property {(press: Press) => void} click
@@ -94,7 +94,7 @@ export class Gestures {
  * @returns {Press}
  */
 function press(first, now) {
-  return { x: now.x, y: now.y, touch: first.type === 'touch', background: first.button === 2 || first.shift };
+  return { x: now.x, y: now.y, touch: first.type === 'touch', right: first.button === 2, shift: first.shift };
 }
 
 /**

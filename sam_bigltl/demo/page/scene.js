@@ -216,8 +216,15 @@ export function rename(scene, id, name) {
   return changed(scene, id, (item) => (item.name === tidied ? item : { ...item, name: tidied }));
 }
 
-/** @param {string} name */
-const tidy = (name) => [...name.toWellFormed().split(/\s+/).filter(Boolean).join(' ')].slice(0, LONGEST_NAME).join('');
+/**
+ * A name of one line; halves of characters, which no file could hold, are left out.
+ *
+ * @param {string} name
+ */
+function tidy(name) {
+  const words = name.replace(/\p{Surrogate}/gu, '').split(/\s+/).filter(Boolean);
+  return [...words.join(' ')].slice(0, LONGEST_NAME).join('').trim();
+}
 
 /**
  * What everything mode found.
