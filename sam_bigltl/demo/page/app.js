@@ -118,13 +118,15 @@ async function build(root, page, backend, info, session) {
   page.replaceChildren(
     h('header', {},
       h('div', { class: 'title' }, h('h1', {}, 'Segment anything'), h('p', {},
-        'Click on an object, and get its mask. The model, ' + info.model + ', spends its large blocks only on the important '
-        + 'parts of a photograph. ', h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
+        'Click on an object and get its mask, from a model that spends its large blocks only where it matters (' + info.model
+        + '). ', h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
       files.element),
     h('main', {},
       h('div', { class: 'desk' }, toolbar.element, notices.notice, element,
         h('div', { class: 'below' }, candidates.element, look.element), notices.status, comparison.element),
-      h('aside', { 'aria-label': 'Panels' }, objects.element, encoder.element, everything.element, exports.element, keys.element)),
+      h('aside', { 'aria-label': 'Panels' },
+        h('div', { class: 'column' }, objects.element, encoder.element, keys.element),
+        h('div', { class: 'column' }, everything.element, exports.element))),
     files.veil, spoken);
 
   const clock = timer(app);

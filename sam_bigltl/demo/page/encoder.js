@@ -20,7 +20,7 @@ export function makeEncoder(app) {
   const overlayHelp = help('big tokens and importance', WORDS.overlay), compareHelp = help('the comparison', WORDS.compare);
   const ratio = slider('keep_ratio', { min: Math.min(least, started), max: 1, step: 0.01, value: started }, () => {},
     { mark: ratioHelp.mark, onChange: (value) => work.setKeepRatio(value) });
-  const auto = checkbox('auto: as many as the photograph needs', (checked) => {
+  const auto = checkbox('auto: as the photograph needs', (checked) => {
     work.setKeepRatio(checked ? 'auto' : ratio.input.valueAsNumber);
   });
   const busy = h('span', { class: 'busy', hidden: true }, h('i', { class: 'spinner' }), 'encoding');
@@ -103,6 +103,7 @@ export function makeLook(app) {
     work.set({ preview: checked });
     work.hover.clear();
   });
+  preview.element.classList.add('preview'); // a finger does not hover
   const element = h('div', { class: 'look' }, opacity.element, outline.element, preview.element);
 
   function update() {

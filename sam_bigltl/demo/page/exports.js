@@ -51,7 +51,8 @@ export function makeExports(app) {
     code, copy);
   const element = panel('Export', true,
     h('div', { class: 'buttons grid' }, ...buttons.slice(0, ONE.length)), h('div', { class: 'buttons grid' }, ...buttons.slice(ONE.length)),
-    h('div', { class: 'line' }, busy, cancel), polygons.element, tolerance.element, toleranceHelp.panel, python,
+    h('div', { class: 'line' }, busy, cancel),
+    h('details', { class: 'options' }, h('summary', {}, 'Options'), polygons.element, tolerance.element, toleranceHelp.panel), python,
     h('div', { class: 'buttons' }, h('button', {
       type: 'button', title: 'Go on with the objects of a COCO JSON of this photograph', onclick: () => input.click(),
     }, 'Import COCO'), input));

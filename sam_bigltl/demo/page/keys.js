@@ -91,5 +91,6 @@ export function makeKeys(app) {
 
   const element = panel('Keys', false, h('dl', { class: 'keys' },
     ...ROWS.flatMap(([keys, meaning]) => [h('dt', {}, keys), h('dd', {}, meaning)])));
+  element.classList.add('last');
   return { element, update() {} };
 }

@@ -247,7 +247,7 @@ export const newHistory = (present = emptyScene()) => ({ present, past: [], futu
  * @param {Scene} scene
  * @returns {History}
  */
-export function then(history, scene) {
+export function withStep(history, scene) {
   if (scene === history.present) return history;
   return { present: scene, past: [...history.past, history.present].slice(-MOST_STEPS), future: [] };
 }

@@ -1,7 +1,7 @@
 // One user's work: the photograph, the scene and what the backend has answered. No part of it knows the page.
 import { Answers } from './answers.js';
 import { Hover } from './hover.js';
-import { activeOf, emptyScene, hasPrompt, newHistory, redo, select, setRegions, then, undo } from './scene.js';
+import { activeOf, emptyScene, hasPrompt, newHistory, redo, select, setRegions, undo, withStep } from './scene.js';
 import { bitmapOf, shownSize } from './masks.js';
 import { Steady } from './steady.js';
 import { InputError } from './types.js';
@@ -198,7 +198,7 @@ export class Work {
   act(change) {
     if (!this.photo) return;
     try {
-      this.history = then(this.history, change(this.scene));
+      this.history = withStep(this.history, change(this.scene));
       this.notice = null;
     } catch (error) {
       if (!(error instanceof InputError)) throw error;
@@ -260,6 +260,7 @@ export class Work {
 
   answered() {
     const { failure } = this.answers;
+    for (const item of this.scene.objects) this.shown(item); // remembered, for as long as the next answer takes
     if (failure) this.notice = { text: 'No mask came. ' + lineOf(failure), error: true, retry: () => this.retry() };
     this.onChange();
   }
@@ -339,7 +340,7 @@ export class Work {
       const regions = await this.steady.run(call, stopper.signal);
       if (stopper.signal.aborted || life.aborted) return;
       this.act((scene) => setRegions(scene, regions));
-      this.say(regions.length ? regions.length + ' regions found.' : nothingFound(options), !regions.length);
+      this.say(regions.length ? regions.length + (regions.length === 1 ? ' region found.' : ' regions found.') : nothingFound(options), !regions.length);
     } catch (error) {
       if (life.aborted) return;
       if (stopper.signal.aborted) this.say('Everything mode was stopped: nothing was changed.');
