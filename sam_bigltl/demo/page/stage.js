@@ -59,7 +59,7 @@ export class Stage {
     this.frame = 0;
     this.gestures = new Gestures({
       click: (press) => this.click(press), dragStart: (press) => this.dragStart(press), drag: (press) => this.dragTo(press),
-      dragEnd: (press) => this.dragEnd(press), dragCancel: () => { this.drag = null; this.draw(); },
+      dragEnd: (press) => this.dragEnd(press), dragCancel: () => { this.drag = this.selected = null; this.draw(); },
       pan: (dx, dy) => this.setView(pan(this.view, dx, dy, this.photo, this.size)),
       pinch: (before, after) => this.setView(pinch(this.view, before, after, this.photo, this.size)),
       hover: (press) => this.hover(press),
@@ -238,7 +238,10 @@ export class Stage {
     const first = drag.points[0], last = this.at(press);
     if (drag.kind === 'stroke') this.stroke(drag.points, press.right);
     if (drag.kind === 'box') this.work.act((scene) => setBox(scene, [...first, ...last]));
-    if (drag.kind === 'hit') this.work.act((scene) => this.moved(scene, /** @type {Hit} */ (drag.hit), last));
+    if (drag.kind === 'hit') {
+      this.selected = null;
+      this.work.act((scene) => this.moved(scene, /** @type {Hit} */ (drag.hit), last));
+    }
     this.draw();
   }
 
