@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,48 +12,50 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import MaskData
 
 from ..bench.macs import count_macs
 from ..convert.sam import load_sam
 from ..fast.choice import check, is_slow
 from ..modeling.routing import Route
 from ..modeling.trunk import KeepRatio
-from ..predict.automatic import SamAutomaticMaskGenerator
 from ..predict.embeddings import Embedding
 from ..predict.predictor import SamPredictor
 from ..predict.segment import Prompt, timed
+from .everything import Options, Region, everything
+from .full_size import full_size_mask
+from .photos import Photo
+from .pictures import stage_pictures
+from .rle import Rle, as_rle
+from .store import Store
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A photograph at one keep_ratio: its embedding and the milliseconds that it took."""
+    """A photograph at one keep_ratio: its embedding, the milliseconds that it took, and what the encoder spent.
+
+    `stages` are pictures of its routing (none of a dense encoder), `gmacs` its billions of multiply-accumulates.
+    """
 
     embedding: Embedding
-    keep_ratio: KeepRatio
     milliseconds: float
+    stages: list[dict[str, Any]]
+    gmacs: float
 
     @property
-    def route(self) -> Route | None:
-        """Which tokens were big; None from a dense encoder."""
-        return self.embedding.route
+    def bytes(self) -> int:
+        """That it takes."""
+        pictures = sum(len(value) for stage in self.stages for value in stage.values() if isinstance(value, str))
+        return self.embedding.features.untyped_storage().nbytes() + pictures
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Three masks (3, H, W) bool, their predicted IoUs (3,), and the milliseconds of the click."""
+    """Three masks at the view's size, their predicted IoUs, the milliseconds of the click, and the logits (3, h, w)."""
 
-    masks: np.ndarray
-    ious: np.ndarray
+    masks: list[Rle]
+    ious: list[float]
     milliseconds: float
-
-    def chosen(self, choice: int | None) -> int:
-        """`choice`, or the mask with the highest predicted IoU."""
-        return int(self.ious.argmax()) if choice is None else choice
-
-
-class Stopped(Exception):
-    """Everything mode was told to stop."""
+    low_res: torch.Tensor
 
 
 class Engine:
@@ -66,14 +67,20 @@ class Engine:
     Args:
         checkpoint: any file that `load_sam` reads.
         device, dtype, native: where and how the encoder runs, as in `BigLittleEncoder.compute_in`.
-        kept: embeddings to keep; the least recently used one goes first.
+        memory: bytes for all that is kept: see `Store`.
+
+    Attributes:
+        store: photographs and embeddings of all users.
+        transform: what brings photographs and prompts to the model's frame.
     """
 
     def __init__(
-        self, checkpoint: Path, device: torch.device, dtype: str = "float32", native: bool = False, kept: int = 32
-    ) -> None:
+        self, checkpoint: Path, device: torch.device, dtype: str = "float32", native: bool = False,
+        memory: int = 2**30,
+    ) -> None:  # fmt: skip
         check(device, dtype, native)
-        self.checkpoint, self.device, self.dtype, self.native, self.kept = checkpoint, device, dtype, native, kept
+        self.checkpoint, self.device, self.dtype, self.native = checkpoint, device, dtype, native
+        self.store = Store(memory)
         self.sam: Sam = load_sam(checkpoint).to(device)
         self.routed = not getattr(self.sam.image_encoder, "is_dense", True)
         # The counter sees neither int8 nor native kernels.
@@ -83,40 +90,74 @@ class Engine:
             if not is_slow(device, "bfloat16"):
                 self._countable.to(torch.bfloat16)
         self.sam.image_encoder.compute_in(dtype, native)
-        self._encoder_lock, self._lock = threading.Lock(), threading.Lock()
-        self._embeddings: OrderedDict[tuple[str, KeepRatio], Encoded] = OrderedDict()
+        self.transform = SamPredictor(self.sam).transform
+        self._encoder_lock = threading.Lock()
         self._macs: dict[KeepRatio, float] = {}
-        self.encode("", np.zeros((8, 8, 3), np.uint8), 1.0)  # the first pass is slow and nobody's
-        self._embeddings.clear()
+        side = self.sam.image_encoder.img_size
+        self.encode(Photo("", (side, side), (8, 8), np.zeros((side, side, 3), np.uint8)), 1.0)  # the first is slow
+        self.store = Store(memory)
 
-    def encode(self, name: str, image: np.ndarray, keep_ratio: KeepRatio) -> Encoded:
-        """The embedding of `image`, uint8 RGB (H, W, 3), which `name` stands for; computed once while it is kept."""
-        key = (name, keep_ratio)
-        with self._lock:
-            if key in self._embeddings:
-                self._embeddings.move_to_end(key)
-                return self._embeddings[key]
-        predictor = SamPredictor(self.sam, strict=True)
+    def kept(self, photo: Photo, keep_ratio: KeepRatio) -> Encoded | None:
+        """The embedding of a photograph, where it is still there."""
+        return self.store.get((photo.key, self._ratio(keep_ratio)))
+
+    def encode(self, photo: Photo, keep_ratio: KeepRatio) -> Encoded:
+        """The embedding of a photograph, computed once while it is kept."""
+        keep_ratio = self._ratio(keep_ratio)
         with self._encoder_lock:
+            # Whoever waited for the same one finds it here.
+            if (found := self.store.get((photo.key, keep_ratio))) is not None:
+                return found
             if self.routed:
                 self.sam.image_encoder.keep_ratio = keep_ratio
-            milliseconds, _ = timed(lambda: predictor.set_image(image), self.device)
-        found = Encoded(predictor.get_embedding(), keep_ratio, milliseconds)
-        with self._lock:
-            self._embeddings[key] = found
-            while len(self._embeddings) > self.kept:
-                self._embeddings.popitem(last=False)
-        return found
+            predictor = SamPredictor(self.sam, strict=True)
+            pixels = torch.as_tensor(photo.pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
+            milliseconds, _ = timed(lambda: predictor.set_torch_image(pixels, photo.size), self.device)
+        embedding = predictor.get_embedding()
+        encoded = Encoded(
+            Embedding(embedding.features, embedding.sizes), milliseconds, stage_pictures(embedding.route),
+            self._gmacs(embedding.route),
+        )  # fmt: skip
+        self.store.put((photo.key, keep_ratio), encoded, encoded.bytes)
+        return encoded
 
-    def masks(self, encoded: Encoded, prompt: Prompt) -> Masks:
-        """What `SamPredictor.predict` answers to `prompt`."""
+    def masks(self, photo: Photo, encoded: Encoded, prompt: Prompt) -> Masks:
+        """What `SamPredictor.predict` answers to `prompt`, with masks of the view's size."""
         predictor = SamPredictor(self.sam, strict=True)
-        predictor.set_embedding(encoded.embedding)
-        arguments: dict[str, Any] = {**prompt.arguments()}
-        milliseconds, (masks, ious, _) = timed(lambda: predictor.predict(**arguments), self.device)
-        return Masks(masks, ious, milliseconds)
+        size, input_size = encoded.embedding.sizes[0]
+        predictor.set_embedding(Embedding(encoded.embedding.features, [(photo.view, input_size)]))
+        points, labels, box = None, None, None
+        if prompt.points:
+            points = self._tensor(self.transform.apply_coords(np.array(prompt.points), size), torch.float32)
+            labels = self._tensor(np.array(prompt.labels), torch.int32)
+        if prompt.box is not None:
+            box = self._tensor(self.transform.apply_boxes(np.array(prompt.box), size), torch.float32)
+        milliseconds, (masks, ious, low_res) = timed(
+            lambda: predictor.predict_torch(points, labels, box), self.device
+        )  # fmt: skip
+        rles = [as_rle(mask) for mask in masks[0].cpu().numpy()]
+        return Masks(rles, [float(value) for value in ious[0]], milliseconds, low_res[0].cpu())
 
-    def gmacs(self, route: Route | None) -> float:
+    def full_mask(self, photo: Photo, encoded: Encoded, prompt: Prompt, choice: int) -> tuple[Rle, float]:
+        """Mask `choice` of the three that `SamPredictor.predict` answers, at the photograph's size, and its IoU."""
+        found = self.masks(photo, encoded, prompt)
+        side, threshold = self.sam.image_encoder.img_size, self.sam.mask_threshold
+        _, input_size = encoded.embedding.sizes[0]
+        return full_size_mask(found.low_res[choice], side, input_size, photo.size, threshold), found.ious[choice]
+
+    def everything(
+        self, photo: Photo, encoded: Encoded, options: Options, report: Callable[[float, int], None],
+        stop: threading.Event,
+    ) -> list[Region]:  # fmt: skip
+        """All regions of a photograph: see `everything.everything`."""
+        return everything(self.sam, encoded.embedding, photo.view, options, report, stop)
+
+    @property
+    def dense_gmacs(self) -> float:
+        """Billions of multiply-accumulates of a pass with every token big."""
+        return self._gmacs(None)
+
+    def _gmacs(self, route: Route | None) -> float:
         """Billions of multiply-accumulates of a pass with as many big tokens as in `route` (None: dense)."""
         encoder = self._countable
         ratio: KeepRatio = 1.0
@@ -134,51 +175,9 @@ class Engine:
                 self._macs[ratio] = count_macs(encoder, pixels).total / 1e9
             return self._macs[ratio]
 
-    def everything(
-        self,
-        image: np.ndarray,
-        encoded: Encoded,
-        options: dict[str, float],
-        report: Callable[[float], None],
-        stop: threading.Event,
-    ) -> list[dict]:
-        """Records of `SamAutomaticMaskGenerator.generate` with compressed RLEs.
+    def _ratio(self, keep_ratio: KeepRatio) -> KeepRatio:
+        """What is asked of the encoder; a dense one has nothing to choose."""
+        return keep_ratio if self.routed else 1.0
 
-        Args:
-            options: of the generator.
-            report: called with the share that is done.
-            stop: once it is set, Stopped is raised.
-        """
-        return _Everything(self.sam, encoded.embedding, report, stop, **options).generate(image)
-
-
-class _Everything(SamAutomaticMaskGenerator):
-    """The generator on an embedding that is there already, telling how far it is."""
-
-    def __init__(
-        self, sam: Sam, embedding: Embedding, report: Callable[[float], None], stop: threading.Event, **options: Any
-    ) -> None:
-        super().__init__(sam, points_per_batch=16, output_mode="coco_rle", **options)
-        transform = self.predictor.transform
-        self.predictor = _Ready(sam, strict=True)
-        self.predictor.given, self.predictor.transform = embedding, transform
-        self._report, self._stop, self._done = report, stop, 0
-
-    def _process_batch(self, points: np.ndarray, *sizes: Any) -> MaskData:
-        if self._stop.is_set():
-            raise Stopped
-        found = super()._process_batch(points, *sizes)
-        self._done += len(points)
-        self._report(self._done / len(self.point_grids[0]))
-        return found
-
-
-class _Ready(SamPredictor):
-    """A predictor to which every image is the one that was embedded."""
-
-    given: Embedding
-
-    def set_image(
-        self, image: np.ndarray, image_format: str = "RGB", *, boxes: Sequence[Sequence[float]] | None = None
-    ) -> None:
-        self.set_embedding(self.given)
+    def _tensor(self, values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values)).to(dtype).to(self.device)[None]

@@ -4,58 +4,47 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..data.files import encodable
 from ..data.images import decode_image
-from ..errors import InputError
+from ..errors import InputError, in_one_line
 
 MOST_BYTES = 40 * 2**20
+_LONGEST_JPEG = 65_500  # pixels a side that the format's writers take
+
+Size = tuple[int, int]  # rows and columns
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph.
+    """What the model needs of a photograph.
 
     Attributes:
-        key: of its pixels: the same photograph has the same key for everybody.
-        file_name: as the user calls it.
-        image: uint8 RGB (H, W, 3), upright, at most `longest` pixels a side.
-        original: (H, W) before it was made smaller.
+        key: of its upright pixels: the same photograph has the same key for everybody.
+        size: (H, W) upright, as it came.
+        view: (H, W) of the masks that the page shows: the long side is `max_side` at most.
+        pixels: uint8 RGB, brought to the model's frame as `SamPredictor.set_image` brings the whole.
     """
 
     key: str
-    file_name: str
-    image: np.ndarray
-    original: tuple[int, int]
-
-    @property
-    def was_reduced(self) -> bool:
-        """Whether it was made smaller."""
-        return self.original != self.image.shape[:2]
-
-    @property
-    def note(self) -> str:
-        """Its size in words."""
-        height, width = self.image.shape[:2]
-        if not self.was_reduced:
-            return f"{width} x {height} px"
-        return f"{self.original[1]} x {self.original[0]} px, reduced to {width} x {height}"
+    size: Size
+    view: Size
+    pixels: np.ndarray
 
 
-def open_photo(content: bytes, file_name: str, longest: int) -> Photo:
+def open_photo(content: bytes, file_name: str, transform: ResizeLongestSide, max_side: int) -> Photo:
     """A photograph from the bytes of an image file.
-
-    Args:
-        longest: pixels of its long side at most; it is made smaller beyond.
 
     Raises:
         InputError: no image, a damaged one, or one that is too large to open.
     """
-    name = encodable(Path(file_name.replace("\\", "/")).name[:80]) or "photo"
+    name = proper_name(file_name)
     if not content:
         raise InputError(f"{name} is empty (0 bytes): choose a JPEG, PNG or other image file")
     if len(content) > MOST_BYTES:
@@ -63,21 +52,36 @@ def open_photo(content: bytes, file_name: str, longest: int) -> Photo:
             f"{name} has {len(content) / 2**20:.0f} MB: the demo takes {MOST_BYTES / 2**20:.0f} MB at most"
         )
     image = decode_image(content, name)
-    return make_photo(image, name, longest)
+    size = image.shape[0], image.shape[1]
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(image)
+    return Photo(digest.hexdigest(), size, view_size(size, max_side), transform.apply_image(image))
 
 
-def make_photo(image: np.ndarray, file_name: str, longest: int) -> Photo:
-    """A photograph from pixels, uint8 RGB (H, W, 3), made smaller where its long side is beyond `longest`."""
-    original = image.shape[:2]
-    if max(original) > longest:
-        image = reduced(image, longest)
-    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-    return Photo(digest, file_name, image, original)
+def proper_name(file_name: str) -> str:
+    """The last part of a file's name, in one line that every file can hold."""
+    return in_one_line(encodable(Path(file_name.replace("\\", "/")).name[:80])) or "photo"
 
 
-def reduced(image: np.ndarray, longest: int) -> np.ndarray:
-    """`image` (H, W, 3) with a long side of `longest` pixels."""
-    height, width = image.shape[:2]
-    scale = longest / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def view_size(size: Size, max_side: int) -> Size:
+    """The (H, W) of an image once its long side is `max_side` at most."""
+    scale = min(1.0, max_side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def size_note(size: Size, view: Size) -> str:
+    """The size in words."""
+    note = f"{size[1]} x {size[0]} px"
+    return note if view == size else f"{note}, shown with masks of {view[1]} x {view[0]}"
+
+
+def preview(content: bytes) -> tuple[bytes, str]:
+    """The photograph upright, at its full size, as a file that every browser shows, and that file's media type.
+
+    Nothing that the file says beside its pixels (where it was taken, say) comes along.
+    """
+    image = Image.fromarray(decode_image(content, "the photograph"))
+    form = "JPEG" if max(image.size) <= _LONGEST_JPEG else "PNG"
+    buffer = BytesIO()
+    image.save(buffer, form, **({"quality": 92} if form == "JPEG" else {"compress_level": 1}))
+    return buffer.getvalue(), f"image/{form.lower()}"

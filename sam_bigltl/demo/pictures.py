@@ -1,9 +1,10 @@
-"""What the page draws, as data URLs: the photograph, masks, and the encoder's tokens."""
+"""What the page draws, as data URLs: thumbnails, and the encoder's tokens."""
 
 from __future__ import annotations
 
 import base64
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,30 +13,14 @@ from PIL import Image
 from ..modeling.routing import Route
 
 
-def photo_url(image: np.ndarray, quality: int = 90) -> str:
-    """A photograph, uint8 RGB (H, W, 3), as JPEG."""
-    return _url(Image.fromarray(image), "JPEG", quality=quality)
+def thumbnail_url(image: np.ndarray, height: int = 144) -> str:
+    """A photograph, uint8 RGB (H, W, 3), made small, as JPEG."""
+    small = Image.fromarray(image)
+    small.thumbnail((4 * height, height))
+    return _url(small, "JPEG", quality=80)
 
 
-def mask_url(mask: np.ndarray) -> str:
-    """A mask (H, W) bool as a PNG of one bit, white on transparent: the page gives it its colour."""
-    return _url(Image.fromarray(mask), "PNG", compress_level=1, transparency=0)
-
-
-def regions_url(labels: np.ndarray, colours: np.ndarray) -> str:
-    """Regions (H, W) uint16, 0 for none and i + 1 for `colours[i]`, as a half-transparent PNG with white outlines."""
-    picture = np.zeros((*labels.shape, 4), np.uint8)
-    inside = labels > 0
-    picture[inside, :3] = colours[labels[inside] - 1]
-    picture[inside, 3] = 130
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    picture[edge] = 255
-    return _url(Image.fromarray(picture), "PNG", compress_level=3)
-
-
-def stage_pictures(route: Route | None) -> list[dict[str, object]]:
+def stage_pictures(route: Route | None) -> list[dict[str, Any]]:
     """For every selection of `route`: "layers", "share", "tokens" and "heat".
 
     Its layers in words, the share of tokens that were big, a mask of those that stayed little, and their importance
@@ -43,7 +28,7 @@ def stage_pictures(route: Route | None) -> list[dict[str, object]]:
     """
     if route is None:
         return []
-    stages: list[dict[str, object]] = []
+    stages: list[dict[str, Any]] = []
     for group in route.groups:
         grid = np.ones(route.grid[0] * route.grid[1], bool)
         chosen = group.indices[0]
@@ -52,17 +37,10 @@ def stage_pictures(route: Route | None) -> list[dict[str, object]]:
         scores = None if group.scores is None else group.scores[0].float().cpu().numpy().reshape(route.grid)
         stages.append({
             "layers": f"layers {first} to {last}" if last > first else f"layer {first}",
-            "share": round(1 - float(grid.mean()), 4), "tokens": mask_url(grid.reshape(route.grid)),
+            "share": round(1 - float(grid.mean()), 4), "tokens": _mask_url(grid.reshape(route.grid)),
             "heat": None if scores is None else _heat_url(scores),
         })  # fmt: skip
     return stages
-
-
-def _heat_url(scores: np.ndarray) -> str:
-    """Importance by rank, violet the least and yellow the most: a few tokens hold nearly all of the softmax's mass."""
-    rank = scores.ravel().argsort().argsort().reshape(scores.shape)
-    heat = cv2.applyColorMap((255 * rank / max(rank.max(), 1)).astype(np.uint8), cv2.COLORMAP_PLASMA)[..., ::-1]
-    return _url(Image.fromarray(np.ascontiguousarray(heat)), "PNG")
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -72,12 +50,19 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def data_url(content: bytes, kind: str) -> str:
-    """`content` of media type `kind` as a data URL."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def _mask_url(mask: np.ndarray) -> str:
+    """A mask (H, W) bool as a PNG of one bit, white on transparent."""
+    return _url(Image.fromarray(mask), "PNG", compress_level=1, transparency=0)
 
 
-def _url(image: Image.Image, form: str, **options: object) -> str:
+def _heat_url(scores: np.ndarray) -> str:
+    """Importance by rank, violet the least and yellow the most: a few tokens hold nearly all of the softmax's mass."""
+    rank = scores.ravel().argsort().argsort().reshape(scores.shape)
+    heat = cv2.applyColorMap((255 * rank / max(rank.max(), 1)).astype(np.uint8), cv2.COLORMAP_PLASMA)[..., ::-1]
+    return _url(Image.fromarray(np.ascontiguousarray(heat)), "PNG")
+
+
+def _url(image: Image.Image, form: str, **options: Any) -> str:
     buffer = BytesIO()
     image.save(buffer, form, **options)
-    return data_url(buffer.getvalue(), f"image/{form.lower()}")
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
