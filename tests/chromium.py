@@ -1,4 +1,7 @@
-"""The demo's page in a real Chromium, for the tests of the page: files served as they lie, and one user at them."""
+"""The demo's page in a real Chromium, for the tests of the page: files served as they lie, and one user at them.
+
+Test files import the fixtures `photo`, `address` and `browser` from here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: make test-browser installs it")
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "sam_bigltl" / "demo" / "page"
@@ -21,7 +27,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
          "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # fmt: skip
 
 
-def find_chromium(playwright: Any) -> str | None:
+def find_chromium() -> str | None:
     """The system's, or else the one that playwright has installed."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
@@ -29,6 +35,10 @@ def find_chromium(playwright: Any) -> str | None:
     with playwright.sync_playwright() as driver:
         path = driver.chromium.executable_path
     return path if Path(path).is_file() else None
+
+
+CHROMIUM = find_chromium()
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make test-browser installs it")
 
 
 def draw_disc(path: Path, height: int = 300, width: int = 400) -> Path:
@@ -194,3 +204,25 @@ class User:
     def close(self) -> None:
         self.context.close()
         assert self.errors == []
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph of 400 x 300 px."""
+    return draw_disc(tmp_path_factory.mktemp("photos") / "disc.png")
+
+
+@pytest.fixture(scope="module")
+def address(photo: Path) -> Iterator[str]:
+    """Of the page with a backend for tests."""
+    with serve_page(photo) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium of its own for a file of tests."""
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield own
+        own.close()

@@ -1,38 +1,14 @@
 """The demo's page in Chromium with a backend for tests: prompts, objects, and what must never be lost or mixed up."""
 
-# ruff: noqa: E402 - what needs an optional package is imported after the check for it
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import User, address, browser, needs_chromium, photo  # noqa: F401 - fixtures
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: make test-browser installs it")
-
-from chromium import FLAGS, User, draw_disc, find_chromium, serve_page
-
-CHROMIUM = find_chromium(playwright)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make test-browser installs it")
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_disc(tmp_path_factory.mktemp("photos") / "disc.png")
-
-
-@pytest.fixture(scope="module")
-def address(photo: Path) -> Iterator[str]:
-    with serve_page(photo) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield own
-        own.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from .guard import Guard, Hosts
 
 _CSS = """
 .gradio-container { max-width: none !important; padding: 0 !important; }
+.gradio-container .main.fillable { max-width: none !important; margin: 0 !important; padding: 0 !important; }
 #sam_bigltl .html-container { padding: 0; }
 footer { display: none !important; }
 """

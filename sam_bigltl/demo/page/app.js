@@ -47,8 +47,9 @@ export async function mount(root, backend) {
   const sheet = h('link', { rel: 'stylesheet', href: new URL('./page.css', import.meta.url).href });
   const styled = new Promise((resolve) => { sheet.onload = sheet.onerror = resolve; });
   shadow.replaceChildren(sheet, page);
-  followTheme(page);
+  const setTheme = followTheme(page);
   const [info, session] = await Promise.all([infoOf(backend, page), Session.start(), styled]);
+  setTheme();
   return build(root, page, backend, info, session);
 }
 
@@ -118,8 +119,7 @@ async function build(root, page, backend, info, session) {
   page.replaceChildren(
     h('header', {},
       h('div', { class: 'title' }, h('h1', {}, 'Segment anything'), h('p', {},
-        'Click on an object and get its mask, from a model that spends its large blocks only where it matters (' + info.model
-        + '). ', h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
+        'Click on an object and get its mask, from a model that spends its large blocks only where it matters. ', h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
       files.element),
     h('main', {},
       h('div', { class: 'desk' }, toolbar.element, notices.notice, element,

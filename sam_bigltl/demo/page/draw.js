@@ -44,7 +44,7 @@ export function drawOutline(pen, view, path, scale, colour, width, halo = true) 
   pen.lineCap = 'square';
   if (halo) {
     pen.strokeStyle = 'rgba(255, 255, 255, .9)';
-    pen.lineWidth = (width + 1.6) / total;
+    pen.lineWidth = (width + 1.4) / total;
     pen.stroke(path);
   }
   pen.strokeStyle = colour;

@@ -36,6 +36,7 @@ export function makeEncoder(app) {
     ratio.element, ratioHelp.panel, auto.element, h('div', { class: 'line' }, spent, busy), costs, gmacsHelp.panel,
     h('label', { class: 'row' }, h('span', {}, 'Show', overlayHelp.mark), overlay), overlayHelp.panel, layersRow,
     h('div', { class: 'line' }, compare.element, compareHelp.mark, comparing), compareHelp.panel);
+  element.children[0].append(h('span', { class: 'count' }, info.model));
   element.classList.toggle('dense', !info.routed);
   /** @type {unknown} */
   let stages = null;

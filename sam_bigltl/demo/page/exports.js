@@ -115,7 +115,7 @@ export function makeExports(app) {
     }
     const object = { name: item.name, mask: shown.mask, iou: shown.ious[shown.index], prompt: item.prompt, choice: shown.index };
     const data = { photo, objects: [object], regions: [], pixels: () => app.pixels(), info: { ...info, keep_ratio: settings.keepRatio } };
-    const file = await exportFiles('python', { ...data, encoding }, options);
+    const file = await exportFiles('python', data, options);
     const text = await file.blob.text();
     if (written === now) code.textContent = text.trimEnd() + (item.strokes.length ? '\n# and then the strokes of the brush' : '');
   }

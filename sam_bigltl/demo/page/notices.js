@@ -28,7 +28,7 @@ export function makeNotices(app) {
     busy.hidden = !waits;
     if (waits) busy.children[1].textContent = waits;
     stage.element.ariaBusy = String(Boolean(waits));
-    const parts = photo ? [photo.width + ' × ' + photo.height + ' px', photo.note] : [];
+    const parts = photo ? [photo.note || photo.width + ' x ' + photo.height + ' px'] : [];
     if (milliseconds !== null) parts.push('decoder ' + milliseconds.toFixed(0) + ' ms');
     if (app.latency) parts.push('click to mask ' + app.latency + ' ms');
     facts.replaceChildren(h('b', {}, photo?.name ?? ''), ' ' + parts.filter(Boolean).join(' · '));

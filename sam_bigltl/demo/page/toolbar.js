@@ -29,7 +29,8 @@ export function makeToolbar(app) {
   const brush = h('label', { class: 'brush', hidden: true }, h('span', {}, 'Size'), radius);
   const undo = button('undo', 'Undo', 'Undo (Z)', () => work.undo(), 'icon');
   const redo = button('redo', 'Redo', 'Redo (Y)', () => work.redo(), 'icon');
-  const fresh = button('new', 'New object', 'The next clicks are for another object (N)', () => work.act(newObject));
+  const fresh = button('new', 'New object', 'The next clicks are for another object (N)', () => work.act(newObject), 'new');
+  /** @type {Element} */ (fresh.lastElementChild).textContent = 'New';
   const clear = button('clear', 'Clear', 'Remove everything that was done; undo brings it back (Shift + Backspace)',
     () => work.clear(), 'icon');
   const out = button('minus', 'Zoom out', 'Zoom out (-)', () => stage.zoom(1 / 1.5), 'icon');
