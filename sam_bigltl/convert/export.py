@@ -175,9 +175,11 @@ def _traced(module: nn.Module, example: tuple[Tensor, ...], dynamic: tuple[dict,
         return torch.export.export(module.eval(), example, dynamic_shapes=dynamic, strict=True)
 
 
-def to_onnx(program: torch.export.ExportedProgram, part: str) -> torch.onnx.ONNXProgram:
-    """What `encoder_program` or `decoder_program` returned, as ONNX."""
-    inputs, outputs = NAMES[part]
+def to_onnx(
+    program: torch.export.ExportedProgram, part: str, names: tuple[list[str], list[str]] | None = None
+) -> torch.onnx.ONNXProgram:
+    """What `encoder_program` or `decoder_program` returned, as ONNX; `names` are of inputs and outputs, if others."""
+    inputs, outputs = names or NAMES[part]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(

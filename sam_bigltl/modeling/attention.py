@@ -81,6 +81,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale:
     b, h, num_q, d = q.shape
     rows, columns = rel_h.shape[-1], rel_w.shape[-1]
     if _is_exporting() or torch.jit.is_tracing():
+        if not isinstance(num_q, int):  # a graph in which their number is an input
+            return _attend_at_once(q, k, v, rel_h, rel_w, scale)
         # No buffers: what runs the graph has its own. Some queries at a time, or 1024 px take 12 GB.
         parts = [slice(start, start + _QUERIES) for start in range(0, int(num_q), _QUERIES)]
         return torch.cat(
