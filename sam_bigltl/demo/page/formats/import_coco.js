@@ -80,11 +80,11 @@ function pictureOf(images, photo) {
   const fits = (/** @type {Fields} */ image) => image.width === photo.width && image.height === photo.height;
   const stem = stemOf(photo.name).toLowerCase();
   const named = images.filter(({ file_name: name }) => typeof name === 'string' && stemOf(name).toLowerCase() === stem);
-  const sized = images.filter(fits), found = named.find(fits) ?? named[0] ?? (sized.length === 1 ? sized[0] : undefined);
-  const size = `${photo.width} x ${photo.height}`;
+  const sized = images.filter(fits), alone = sized.length === 1 ? sized[0] : undefined;
+  const found = named.find(fits) ?? named[0] ?? alone, size = `${photo.width} x ${photo.height}`;
   if (!found) {
-    const why = sized.length ? `${sized.length} of its images have its size, none its name` : `nor one of ${size}`;
-    throw new InputError(`It has no image of the name ${photo.name}: ${why}.`);
+    const others = sized.length ? `and ${sized.length} of ${size}` : `nor one of ${size}`;
+    throw new InputError(`It has no image of the name ${photo.name}, ${others}.`);
   }
   const { width, height, id } = found;
   if (!isCount(width) || !isCount(height) || width * height > MOST_PIXELS || !width || !height) {
@@ -130,14 +130,24 @@ function maskIn({ segmentation }, { width, height }) {
  * @param {number} height
  */
 function maskOfPolygons(polygons, width, height) {
-  const bits = new Uint8Array(width * height);
+  let left = width, top = height, right = 0, bottom = 0; // what holds all of them
   for (const polygon of polygons) {
     if (!Array.isArray(polygon) || polygon.length % 2 || !polygon.every(Number.isFinite)) {
       throw new InputError('a polygon is not a list of x, y pairs');
     }
-    if (polygon.length >= 6) fillRing(bits, width, height, polygon);
+    for (let index = 0; index < polygon.length; index += 2) {
+      left = Math.min(left, Math.max(0, Math.floor(polygon[index])));
+      right = Math.max(right, Math.min(width, Math.ceil(polygon[index])));
+      top = Math.min(top, Math.max(0, Math.floor(polygon[index + 1])));
+      bottom = Math.max(bottom, Math.min(height, Math.ceil(polygon[index + 1])));
+    }
   }
-  return encode(bits, width, height);
+  const columns = Math.max(0, right - left), rows = Math.max(0, bottom - top), bits = new Uint8Array(columns * rows);
+  for (const polygon of /** @type {number[][]} */ (polygons)) {
+    const moved = Float64Array.from(polygon, (value, index) => value - (index % 2 ? top : left));
+    if (moved.length >= 6) fillRing(bits, columns, rows, moved);
+  }
+  return encode(bits, width, height, [left, top, columns, rows]);
 }
 
 /**

@@ -24,7 +24,9 @@ export async function labelStudioZip({ photo, objects }) {
   const labels = categoriesOf(items).map((name) => `    <Label value="${escaped(name)}"/>\n`).join('');
   const view = '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
     + `  <BrushLabels name="label" toName="image">\n${labels}  </BrushLabels>\n</View>\n`;
-  return makeZip([{ name: 'tasks.json', content: JSON.stringify(tasks) }, { name: 'labeling_interface.xml', content: view }]);
+  return makeZip([
+    { name: 'tasks.json', content: JSON.stringify(tasks) }, { name: 'labeling_interface.xml', content: view },
+  ]);
 }
 
 const LENGTHS = [3, 4, 8, 16]; // bits in which the length of a run may be written

@@ -36,7 +36,9 @@ export function objectsPng({ photo: { width, height }, objects }) {
 function palette() {
   const colours = new Uint8Array(3 * 256);
   for (let number = 0; number < 256; number++) {
-    for (let bit = 0; bit < 8; bit++) colours[3 * number + bit % 3] |= ((number >> bit) & 1) << (7 - Math.floor(bit / 3));
+    for (let bit = 0; bit < 8; bit++) {
+      colours[3 * number + bit % 3] |= ((number >> bit) & 1) << (7 - Math.floor(bit / 3));
+    }
   }
   return colours;
 }

@@ -23,7 +23,8 @@ export function pythonCode({ photo, objects: [{ name, prompt, choice }], info })
     `sam = load_sam(${text(file)})  # the path of your copy`,
   ];
   if (info.native || (info.dtype && info.dtype !== 'float32')) {
-    lines.push(`sam.image_encoder.optimize(${text(info.dtype ?? 'float32')}, native=${info.native ? 'True' : 'False'})`);
+    const native = info.native ? 'True' : 'False';
+    lines.push(`sam.image_encoder.optimize(${text(info.dtype ?? 'float32')}, native=${native})`);
   }
   if (info.routed && info.keep_ratio !== undefined) {
     lines.push('sam.image_encoder.keep_ratio = ' + (info.keep_ratio === 'auto' ? '"auto"' : info.keep_ratio));

@@ -143,9 +143,10 @@ export function encode(bits, width, height, [left, top, columns, rows] = [0, 0, 
   // Where a pixel differs from the one above it, counted and then listed column by column: two passes along the rows,
   // since one down the columns would miss the cache at every pixel.
   const starts = new Int32Array(columns + 1), busy = new Uint8Array(rows);
-  const above = (/** @type {number} */ y) => (y ? bits.subarray((y - 1) * columns, y * columns) : new Uint8Array(columns));
+  const none = new Uint8Array(columns);
+  const rowOf = (/** @type {number} */ y) => (y < 0 ? none : bits.subarray(y * columns, (y + 1) * columns));
   for (let y = 0; y < rows; y++) {
-    const now = bits.subarray(y * columns, (y + 1) * columns), before = above(y);
+    const now = rowOf(y), before = rowOf(y - 1);
     for (let x = 0; x < columns; x++) {
       if (now[x] === before[x]) continue;
       starts[x + 1]++;
@@ -156,7 +157,7 @@ export function encode(bits, width, height, [left, top, columns, rows] = [0, 0, 
   const places = starts.slice(), changes = new Int32Array(starts[columns]);
   for (let y = 0; y < rows; y++) {
     if (!busy[y]) continue;
-    const now = bits.subarray(y * columns, (y + 1) * columns), before = above(y);
+    const now = rowOf(y), before = rowOf(y - 1);
     for (let x = 0; x < columns; x++) if (now[x] !== before[x]) changes[places[x]++] = y;
   }
   const spans = new Integers(2 * changes.length + 2);

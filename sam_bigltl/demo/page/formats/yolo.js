@@ -23,7 +23,8 @@ export async function yoloZip({ photo, objects }, { tolerance = 1 }) {
     await breathe();
   }
   const quoted = names.map((name, index) => `  ${index}: ${JSON.stringify(name)}\n`).join('');
-  const data = `# Put ${fileNameOf(photo.name)} into the folder images, and give training more photographs than this one.\n`
+  const file = fileNameOf(photo.name);
+  const data = `# Put ${file} into the folder images. Training wants more photographs than this one.\n`
     + `path: .\ntrain: images\nval: images\nnames:\n${quoted}`;
   return makeZip([
     { name: 'labels/' + stemOf(photo.name) + '.txt', content: lines.join('') },

@@ -34,7 +34,8 @@ export async function makeZip(entries) {
     if (offset > MOST) throw new InputError('A ZIP holds 4 GB at most: export fewer objects.');
   }
   const length = directory.reduce((sum, each) => sum + each.length, 0);
-  const end = record([0x06054b50, 0, 0, entries.length, entries.length, length, offset, 0], '42222442', new Uint8Array());
+  const counts = [entries.length, entries.length];
+  const end = record([0x06054b50, 0, 0, ...counts, length, offset, 0], '42222442', new Uint8Array());
   return new Blob([...parts, ...directory, end], { type: 'application/zip' });
 }
 
