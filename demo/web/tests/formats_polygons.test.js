@@ -61,7 +61,8 @@ test.each([5, 10, 20, 50, 100, 300])('a disc of radius %i keeps its pixels at a 
 
 test('a rectangle that is turned loses its steps and keeps its corners', () => {
   const along = (x, y) => Math.abs((x - 100) * 0.8 + (y - 100) * 0.6);
-  const bits = bitsOf(200, 200, (x, y) => along(x, y) < 60 && along(y, 200 - x) < 40), [{ outer }] = polygonsOf(encode(bits, 200, 200), 1.5);
+  const bits = bitsOf(200, 200, (x, y) => along(x, y) < 60 && along(y, 200 - x) < 40);
+  const [{ outer }] = polygonsOf(encode(bits, 200, 200), 1.5);
   expect(outer.length / 2).toBeLessThanOrEqual(8);
   expect(iou(filled([{ outer, holes: [] }], 200, 200), bits)).toBeGreaterThan(0.98);
 });
