@@ -80,12 +80,15 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.engine import Engine
     from ..demo.examples import examples
     from ..demo.guard import Hosts
+    from ..demo.thresholds import find_options
 
     checkpoint = args.checkpoint or default_checkpoint()
     engine = Engine(checkpoint, device, chosen.dtype, chosen.native, args.memory * 2**20)
     chosen.say()
+    photos = examples()
+    everything = find_options(engine.sam, [photo.image for photo in photos])
     hosts = Hosts([*args.allow_host, host])
-    demo = Demo(engine, Settings(keep_ratio, args.max_side), examples(), hosts)
+    demo = Demo(engine, Settings(keep_ratio, args.max_side, everything), photos, hosts)
     if not auth and (args.share or not _is_own(host)):
         print("warning: everybody who reaches this address can use the demo: give --auth NAME:PASSWORD to ask for a "
               "login", file=sys.stderr)  # fmt: skip

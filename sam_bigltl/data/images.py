@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import InputError
 from .files import whole_path
+from .heif import learn_heif
 
 # Larger pictures are refused before a pixel of them is decoded: a file of a few bytes can declare any size. Below
 # Pillow's own limit (89 million), so that it has nothing to warn of in what is accepted.
@@ -134,8 +135,10 @@ def _opened(file: Path | BytesIO, name: Path | str) -> Iterator[Image.Image]:
     """The picture with its header checked and no pixel decoded."""
     if isinstance(file, Path):
         with open(file, "rb") as stream:
+            learn_heif(stream, name)
             _check_icon(stream, name)
     else:
+        learn_heif(file, name)
         _check_icon(file, name)
     with Image.open(file) as image:
         _check_header(image, name)

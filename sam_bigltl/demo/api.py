@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from ..errors import InputError, in_one_line
 from ..modeling.trunk import KeepRatio
-from . import photos, thresholds
+from . import photos
 from .engine import Encoded, Engine
 from .everything import Options, Stopped
 from .examples import Example
@@ -30,6 +31,8 @@ from .photos import Photo
 
 HOME = "https://arxiv.org/abs/2410.10267"  # of the paper: the project has no address of its own yet
 _LOG = logging.getLogger(__name__)
+_LEAST = 0.05  # keep_ratio on the page, unless it starts with less
+_DEFECT = "the server met a defect of its own: its log says more"
 _T = TypeVar("_T")
 
 
@@ -39,10 +42,17 @@ class Gone(InputError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the page is told: the keep_ratio to start with, and the long side of the masks that it shows."""
+    """What the page starts with.
 
-    keep_ratio: KeepRatio
+    Attributes:
+        keep_ratio: a number, or "auto".
+        max_side: pixels of the long side of the masks that it shows.
+        everything: the options of everything mode.
+    """
+
+    keep_ratio: float | str
     max_side: int
+    everything: Options
 
 
 class Api:
@@ -75,7 +85,7 @@ class Api:
     async def info(self, request: Request) -> Response:
         """What the page has to know before anything is opened."""
         engine, ratio = self.engine, self.settings.keep_ratio
-        least = 0.05 if ratio == "auto" else min(0.05, float(ratio))  # type: ignore[arg-type]
+        least = _LEAST if isinstance(ratio, str) else min(_LEAST, ratio)
         return JSONResponse({
             "model": engine.checkpoint.stem, "checkpoint": engine.checkpoint.name, "dtype": engine.dtype,
             "native": engine.native, "routed": engine.routed, "keep_ratio": ratio if engine.routed else 1.0,
@@ -83,7 +93,7 @@ class Api:
             "examples": [
                 {"name": each.name, "title": each.title, "thumbnail": each.thumbnail} for each in self.examples.values()
             ],
-            "everything": asdict(thresholds.default_options()), "version": _version(), "local": False,
+            "everything": asdict(self.settings.everything), "version": _version(), "local": False,
             "home": HOME,
         })  # fmt: skip
 
@@ -159,7 +169,8 @@ class Api:
         stop, loop = threading.Event(), asyncio.get_running_loop()
 
         def tell(**line: Any) -> None:
-            loop.call_soon_threadsafe(news.put_nowait, line)
+            with suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(news.put_nowait, line)
 
         def work() -> None:
             try:
@@ -168,7 +179,7 @@ class Api:
                 )
                 tell(regions=[asdict(region) for region in found])
             except Stopped:
-                tell(error="everything mode was stopped")
+                pass  # nobody listens any more
             except InputError as error:
                 tell(error=in_one_line(str(error)))
             except Exception:
@@ -216,9 +227,6 @@ class Api:
         if (found := self.engine.kept(photo, keep_ratio)) is not None:
             return found
         return await _run(request, self._encoding, lambda: self.engine.encode(photo, keep_ratio))
-
-
-_DEFECT = "the server met a defect of its own: its log says more"
 
 
 class _Left(Exception):

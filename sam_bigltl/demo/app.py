@@ -47,11 +47,14 @@ class Demo:
                 elem_id="sam_bigltl", apply_default_css=False,
             )  # fmt: skip
 
+    def inside(self) -> dict[str, Any]:
+        """What Gradio's application holds besides Gradio: the routes, and the guard before all routes."""
+        return {"routes": self.api.routes(), "middleware": [Middleware(Guard, hosts=self.hosts)]}
+
     def launch(self, **arguments: Any) -> None:
         """Serve it in a thread, by the arguments of `gr.Blocks.launch`."""
-        inside = {"routes": self.api.routes(), "middleware": [Middleware(Guard, hosts=self.hosts)]}
         self.blocks.launch(
-            app_kwargs=inside, ssr_mode=False, theme=_THEME, css=_CSS, footer_links=[], quiet=True,
+            app_kwargs=self.inside(), ssr_mode=False, theme=_THEME, css=_CSS, footer_links=[], quiet=True,
             prevent_thread_lock=True, **arguments,
         )  # fmt: skip
         if self.blocks.share_url:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..errors import InputError
 from ..predict.samples import sample_photos
 from .pictures import png_bytes, thumbnail_url
@@ -13,10 +15,11 @@ _TITLES = {"astronaut": "An astronaut", "coffee": "A cup of coffee", "chelsea": 
 
 @dataclass(frozen=True)
 class Example:
-    """A photograph as the bytes of a PNG, what it shows, and a small picture of it as a data URL."""
+    """A photograph (H, W, 3), the same as the bytes of a PNG, what it shows, and a small picture as a data URL."""
 
     name: str
     title: str
+    image: np.ndarray
     content: bytes
     thumbnail: str
 
@@ -28,6 +31,9 @@ def examples() -> list[Example]:
     except InputError:
         return []
     return [
-        Example(photo.name, _TITLES.get(photo.name, photo.name), png_bytes(photo.image), thumbnail_url(photo.image))
+        Example(
+            photo.name, _TITLES.get(photo.name, photo.name), photo.image, png_bytes(photo.image),
+            thumbnail_url(photo.image),
+        )
         for photo in photos
-    ]
+    ]  # fmt: skip

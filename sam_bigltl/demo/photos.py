@@ -54,7 +54,7 @@ def open_photo(content: bytes, file_name: str, transform: ResizeLongestSide, max
     image = decode_image(content, name)
     size = image.shape[0], image.shape[1]
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(image)
+    digest.update(image.data)
     return Photo(digest.hexdigest(), size, view_size(size, max_side), transform.apply_image(image))
 
 
