@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 
 pytest.importorskip("gradio")
 
-from demo_toy import OPTIONS, POINT, ROOT, application, client, encoded, opened, tiny_engine
+from demo_toy import POINT, ROOT, application, client, encoded, opened, tiny_engine
 from helpers import picture
 
 from sam_bigltl import SamPredictor
@@ -277,7 +277,3 @@ def test_files_of_the_page(page, tmp_path, monkeypatch):
 def test_what_is_not_there(page):
     for answer in (page.get(ROOT + "none"), page.get(ROOT + "masks"), page.put(ROOT + "photos"), page.get(ROOT)):
         assert answer.status_code == 404 and answer.json()["error"]
-
-
-def test_options_of_the_page(page):
-    assert OPTIONS.pred_iou_thresh == page.get(ROOT + "info").json()["everything"]["pred_iou_thresh"]

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import anyio
 import torch
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from ..errors import InputError, in_one_line
 from ..modeling.trunk import KeepRatio
@@ -33,6 +34,7 @@ HOME = "https://arxiv.org/abs/2410.10267"  # of the paper: the project has no ad
 _LOG = logging.getLogger(__name__)
 _LEAST = 0.05  # keep_ratio on the page, unless it starts with less
 _DEFECT = "the server met a defect of its own: its log says more"
+_NOTHING = "there is nothing here: reload the page"
 _T = TypeVar("_T")
 
 
@@ -59,7 +61,7 @@ class Api:
     """The routes, and how much of each kind runs at a time: the rest waits its turn without a thread."""
 
     def __init__(self, engine: Engine, settings: Settings, examples: list[Example]) -> None:
-        self.engine, self.settings = engine, settings
+        self.engine, self.settings, self.files = engine, settings, PageFiles()
         self.examples = {example.name: example for example in examples}
         # A photograph of 80 megapixels takes half a gigabyte for the moment in which it is made small.
         self._opening, self._encoding = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
@@ -68,19 +70,26 @@ class Api:
     def routes(self) -> list[BaseRoute]:
         """For a Starlette or FastAPI application."""
         named: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
-            ("GET", "/info", self.info),
-            ("POST", "/photos", self.open),
-            ("GET", "/photos/{key}/preview", self.preview),
-            ("POST", "/examples/{name}", self.open_example),
-            ("GET", "/examples/{name}", self.example),
-            ("POST", "/encode", self.encode),
-            ("POST", "/masks", self.masks),
-            ("POST", "/full_mask", self.full_mask),
-            ("POST", "/everything", self.everything),
+            ("GET", "info", self.info),
+            ("GET", "page/{path:path}", self.page),
+            ("POST", "photos", self.open),
+            ("GET", "photos/{key}/preview", self.preview),
+            ("POST", "examples/{name}", self.open_example),
+            ("GET", "examples/{name}", self.example),
+            ("POST", "encode", self.encode),
+            ("POST", "masks", self.masks),
+            ("POST", "full_mask", self.full_mask),
+            ("POST", "everything", self.everything),
         ]
-        routes: list[BaseRoute] = [Route(path, _in_json(handler), methods=[method]) for method, path, handler in named]
-        rest = Route("/{rest:path}", _nothing, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
-        return [Mount(PREFIX.rstrip("/"), routes=[*routes, Mount("/page", PageFiles()), rest])]
+        found: list[BaseRoute] = []  # no Mount: below a path that a proxy takes away, what is in it is not found
+        for method, path, handler in named:
+            found.append(Route(PREFIX + path, _in_json(handler), methods=[method]))
+        every = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+        return [*found, Route(PREFIX + "{rest:path}", _in_json(_nothing), methods=every)]
+
+    async def page(self, request: Request) -> Response:
+        """A file of the page."""
+        return await self.files.get_response(request.path_params["path"], request.scope)
 
     async def info(self, request: Request) -> Response:
         """What the page has to know before anything is opened."""
@@ -257,6 +266,8 @@ def _in_json(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             return _error(503, "the server has no memory left for that: try again, or a smaller photograph")
         except (Refused, ClientDisconnect):
             raise
+        except HTTPException as error:  # of a file that is not there
+            return _error(error.status_code, _NOTHING)
         except Exception:
             _LOG.exception("%s %s", request.method, request.url.path)
             return _error(500, _DEFECT)
@@ -265,7 +276,7 @@ def _in_json(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
 
 
 async def _nothing(request: Request) -> Response:
-    return _error(404, "there is nothing here: reload the page")
+    return _error(404, _NOTHING)
 
 
 def _error(status: int, message: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
@@ -17,6 +18,7 @@ from ..errors import in_one_line
 from . import messages, photos
 
 PREFIX = "/sam_bigltl/"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?")
 _IN_FLIGHT = 6 * photos.MOST_BYTES  # of the bodies of all requests that are being answered
 _GRADIO_BODY = 2**20  # Gradio's own messages: nothing on the page sends one
 
@@ -42,11 +44,11 @@ class Hosts:
 
     def allow(self, host: str | None) -> bool:
         """Whether it is one of them: NAME, NAME:PORT, [ADDRESS]:PORT."""
-        name = _host_name(f"//{host}") if host else None
+        name = _host_name(f"//{host}") if host and _HOST.fullmatch(host) else None
         if name is None or name in self._names:
             return name is not None
         try:
-            ipaddress.ip_address(name.partition("%")[0])
+            ipaddress.ip_address(name)
         except ValueError:
             return False
         return True
@@ -65,9 +67,11 @@ class Guard:
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # nothing here serves one
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":  # nothing else is served here: no websocket
-                await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers, path = Headers(scope=scope), _path(scope)
         if refusal := self._refusal(scope, headers, path):

@@ -8,8 +8,8 @@ photographs:
 * predicted IoU: the upper quartile of all masks of the grid, of the photograph of which the weights are least sure;
 * stability: the median of the masks that pass that, likewise.
 
-Neither is above SAM's own. Sure weights keep SAM's thresholds, others let the better eighth of their masks through where
-they are least sure, and more elsewhere; what is found twice goes in any case.
+Neither is above SAM's own. Sure weights keep SAM's thresholds, others let the better eighth of their masks through
+where they are least sure, and more elsewhere; what is found twice goes in any case.
 """
 
 from __future__ import annotations
