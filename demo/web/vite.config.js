@@ -19,10 +19,12 @@ function serviceWorker() {
       const source = readFileSync(join(here, 'src/sw.js'), 'utf8'), hash = createHash('sha256').update(source);
       for (const file of files) hash.update(file).update(readFileSync(join(dist, file)));
       // What only WebGPU needs is kept where it was used: it would double what everybody downloads.
-      const kept = JSON.stringify(files.filter((file) => !file.includes('asyncify')));
-      const optional = JSON.stringify(files.filter((file) => file.includes('asyncify')));
-      const head = `const VERSION = '${hash.digest('hex').slice(0, 16)}', FILES = ${kept}, OPTIONAL = ${optional};\n`;
-      writeFileSync(join(dist, 'sw.js'), head + source);
+      const isOptional = (file) => file.includes('asyncify');
+      const built = {
+        version: hash.digest('hex').slice(0, 16),
+        files: files.filter((file) => !isOptional(file)), optional: files.filter(isOptional),
+      };
+      writeFileSync(join(dist, 'sw.js'), `self.built = ${JSON.stringify(built)};\n${source}`);
     },
   };
 }

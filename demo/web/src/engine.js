@@ -1,4 +1,5 @@
-// What the demo's server does, in this browser: photographs and embeddings that are kept, masks of prompts, everything mode.
+// What the demo's server does, in this browser: photographs and embeddings that are kept, masks of prompts, everything
+// mode.
 import { encodeCounts } from './counts.js';
 import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 import { areaOf, boxOf, inFrame, runsAbove } from './enlarge.js';
@@ -11,6 +12,7 @@ import { imageTensor, promptTensors } from './tensors.js';
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').KeepRatio} KeepRatio */
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').Prompt} Prompt */
 /** @typedef {import('./photographs.js').Photograph} Photograph */
+/** @typedef {import('../../../sam_bigltl/demo/page/types.js').Region} Region */
 /**
  * What the export says of the model.
  *
@@ -210,16 +212,16 @@ export class Engine {
    * @param {import('../../../sam_bigltl/demo/page/types.js').EverythingOptions} options
    * @param {(progress: {done: number, found: number}) => void} report
    * @param {() => boolean} stopped
-   * @returns {Promise<import('../../../sam_bigltl/demo/page/types.js').Region[]>}
+   * @returns {Promise<Region[]>}
    */
   async everything(key, ratio, options, report, stopped) {
     const photo = this.photo(key), { embedding } = await this.embed(key, ratio), size = this.viewOf(photo);
     const { mask_threshold: threshold } = this.model, points = gridOf(options.points_per_side, photo);
-    /** @type {{region: import('../../../sam_bigltl/demo/page/types.js').Region, box: [number, number, number, number]}[]} */
+    /** @type {{region: Region, box: [number, number, number, number]}[]} */
     const found = [];
     for (let start = 0; start < points.length && !stopped(); start += AT_ONCE) {
       const some = points.slice(start, start + AT_ONCE);
-      const answers = await this.decode(embedding, photo, some.map((point) => ({ points: [point], labels: [1], box: null })));
+      const answers = await this.decode(embedding, photo, some.map(asPrompt));
       answers.forEach(({ logits, ious }, i) => ious.forEach((iou, mask) => {
         if (iou <= options.pred_iou_thresh) return;
         const frame = this.inFrame(photo, logits[mask]);
@@ -237,6 +239,14 @@ export class Engine {
     return keptBoxes(found.map(({ box }) => box), found.map(({ region }) => region.iou), BOX_OVERLAP)
       .map((i) => found[i].region);
   }
+}
+
+/**
+ * @param {[number, number]} point
+ * @returns {Prompt}
+ */
+function asPrompt(point) {
+  return { points: [point], labels: [1], box: null };
 }
 
 /**

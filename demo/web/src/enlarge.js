@@ -1,6 +1,6 @@
-// From the decoder's logits to masks of any size, as SAM does it: to the size of the model's input, cut to the photograph,
-// to the size that is wanted. The mask is written as COCO's runs, column by column, and is never a picture in between:
-// between two logits the sum is linear, so where both are on one side, all pixels between them are.
+// From the decoder's logits to masks of any size, as SAM does it: to the size of the model's input, cut to the
+// photograph, to the size that is wanted. The mask is written as COCO's runs, column by column, and is never a picture
+// in between: from one logit to the next it is linear, so where both are on one side, all pixels between them are.
 
 /** @typedef {{width: number, height: number}} Size */
 /** @typedef {{low: Int32Array, share: Float32Array}} Steps   of each output place the input place before it */
@@ -62,7 +62,9 @@ export function runsAbove(frame, input, size, threshold) {
   for (let x = 0; x < size.width; x++) {
     const left = across.low[x] * height, right = Math.min(across.low[x] + 1, input.width - 1) * height;
     const share = across.share[x];
-    for (let y = 0; y < height; y++) column[y] = frame[left + y] + (frame[right + y] - frame[left + y]) * share - threshold;
+    for (let y = 0; y < height; y++) {
+      column[y] = frame[left + y] + (frame[right + y] - frame[left + y]) * share - threshold;
+    }
     column[height] = column[height - 1];
     for (let part = 0; part + 1 < parts.length; part++) {
       const start = parts[part], end = parts[part + 1];

@@ -1,12 +1,13 @@
 // The backend that is this browser: a worker with the model, so that the page stays quick.
 import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 
+/** @typedef {import('../../../sam_bigltl/demo/page/types.js').Backend} Backend */
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').KeepRatio} KeepRatio */
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').Prompt} Prompt */
 /** @typedef {(value: any) => void} Settle */
 /** @typedef {{resolve: Settle, reject: Settle, progress?: Settle}} Waiting */
 
-/** @implements {import('../../../sam_bigltl/demo/page/types.js').Backend} */
+/** @implements {Backend} */
 export class LocalBackend {
   /**
    * @param {string} home   address of the folder that holds `models` and `examples`
@@ -28,7 +29,7 @@ export class LocalBackend {
     };
     /** @type {Promise<import('./engine.js').Model>|null} */
     this.model = null;
-    /** What runs the model, once it is known. @type {{provider: string, threads: number}|null} */
+    /** @type {{provider: string, threads: number}|null}   what runs the model, once it is known */
     this.runs = null;
   }
 
@@ -52,12 +53,7 @@ export class LocalBackend {
   /** @returns {Promise<import('../../../sam_bigltl/demo/page/types.js').Info>} */
   async info() {
     const { info } = await this.start();
-    return { ...info, examples: info.examples.map((example) => ({ ...example, thumbnail: this.urlOf(example.thumbnail) })) };
-  }
-
-  /** @param {string} path */
-  urlOf(path) {
-    return new URL(path, this.home).href;
+    return info;
   }
 
   /**
@@ -72,7 +68,7 @@ export class LocalBackend {
   async openExample(name) {
     const { info } = await this.start();
     if (!info.examples.some((example) => example.name === name)) throw new BackendError(`There is no example ${name}.`);
-    const response = await fetch(this.urlOf(`examples/${encodeURIComponent(name)}.png`)).catch(() => null);
+    const response = await fetch(new URL(`examples/${encodeURIComponent(name)}.png`, this.home)).catch(() => null);
     if (!response?.ok) throw new BackendError('The example cannot be loaded: is this machine offline?');
     const blob = await response.blob();
     return { photo: await this.open(blob, name + '.png'), blob };
@@ -156,7 +152,10 @@ export class LocalBackend {
     });
   }
 
-  /** @param {{id: number, result?: unknown, progress?: unknown, error?: {message: string, gone: boolean, offline: boolean}}} answer */
+  /**
+   * @param {{id: number, result?: unknown, progress?: unknown, error?: {message: string, gone: boolean,
+   *   offline: boolean}}} answer
+   */
   settle({ id, result, progress, error }) {
     const waiting = this.waiting.get(id);
     if (!waiting) return; // it was given up

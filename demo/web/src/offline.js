@@ -1,11 +1,11 @@
-// The service worker keeps the page's files for work offline, and isolates the page (COOP and COEP), without which browsers
-// give no threads. Hosts that send these headers themselves spare the one reload at the first visit.
+// The service worker keeps the page's files for work offline, and isolates the page (COOP and COEP), without which
+// browsers give no threads. Hosts that send these headers themselves spare the one reload at the first visit.
 
 const RELOADED = 'sam_bigltl.isolated';
 
 /**
- * @returns {Promise<{reloads: boolean, kept: Promise<boolean>}>}   reloads: the page is about to be loaded again; kept: all
- *   files are here
+ * @returns {Promise<{reloads: boolean, kept: Promise<boolean>}>}   reloads: the page is about to be loaded again; kept:
+ *   all files are here
  */
 export async function stayOffline() {
   const never = { reloads: false, kept: Promise.resolve(false) };

@@ -37,7 +37,8 @@ export async function readPhotograph(file, name, side, mostBytes) {
   try {
     const { width, height } = picture;
     if (width * height > MOST_PIXELS) {
-      throw new BackendError(`${name} has ${Math.round(width * height / 1e6)} megapixels: ${MOST_PIXELS / 1e6} at most.`);
+      const millions = Math.round(width * height / 1e6);
+      throw new BackendError(`${name} has ${millions} megapixels: ${MOST_PIXELS / 1e6} at most.`);
     }
     const input = longestSide(picture, side);
     return { key, name, file, width, height, input, rgb: pixelsOf(picture, input) };

@@ -1,8 +1,8 @@
 // What the encoder's routing looks like: small PNGs, one pixel a token, as the demo's server makes them.
 
 const HEAT = [ // from the least to the most important: violet to yellow
-  [13, 8, 135], [75, 3, 161], [125, 3, 168], [168, 34, 150], [203, 70, 121], [229, 107, 93], [248, 148, 65], [253, 195, 40],
-  [240, 249, 33],
+  [13, 8, 135], [75, 3, 161], [125, 3, 168], [168, 34, 150], [203, 70, 121],
+  [229, 107, 93], [248, 148, 65], [253, 195, 40], [240, 249, 33],
 ];
 
 /**
@@ -35,7 +35,8 @@ export function coloursOf(scores) {
   const order = [...scores.keys()].sort((a, b) => scores[a] - scores[b] || a - b);
   const colours = new Array(scores.length);
   order.forEach((token, rank) => {
-    const at = rank / Math.max(1, order.length - 1) * (HEAT.length - 1), low = Math.min(Math.floor(at), HEAT.length - 2);
+    const at = rank / Math.max(1, order.length - 1) * (HEAT.length - 1);
+    const low = Math.min(Math.floor(at), HEAT.length - 2);
     colours[token] = [...HEAT[low].map((value, i) => Math.round(value + (HEAT[low + 1][i] - value) * (at - low))), 255];
   });
   return (token) => colours[token];

@@ -1,8 +1,10 @@
-// The service worker. `vite build` writes above this what it keeps, FILES and where used OPTIONAL, and their hash, VERSION.
-/* global FILES, OPTIONAL, VERSION */
+// The service worker. `vite build` writes above this what was built: the files to keep, those to keep where they are used,
+// and the hash of all.
 
-const CACHE = 'sam_bigltl ' + VERSION;
 const worker = /** @type {any} */ (self);
+/** @type {{version: string, files: string[], optional: string[]}} */
+const { version, files, optional } = worker.built;
+const CACHE = 'sam_bigltl ' + version;
 
 worker.addEventListener('install', () => {
   // A newer version waits until the pages of the older one are closed, whose files it would take away.
@@ -26,7 +28,7 @@ worker.addEventListener('message', (/** @type {any} */ event) => {
 async function keep() {
   try {
     const cache = await caches.open(CACHE);
-    for (const file of FILES) {
+    for (const file of files) {
       const url = new URL(file, worker.registration.scope).href;
       if (!await cache.match(url)) await cache.put(url, await fetched(url));
     }
@@ -53,7 +55,7 @@ async function answer(url, page) {
   if (kept) return isolated(kept);
   const response = await fetched(url.href, false);
   const file = url.href.slice(worker.registration.scope.length);
-  if (response.ok && (FILES.includes(file) || OPTIONAL.includes(file))) await cache.put(url.href, response.clone());
+  if (response.ok && (files.includes(file) || optional.includes(file))) await cache.put(url.href, response.clone());
   return isolated(response);
 }
 

@@ -5,7 +5,8 @@ import { coloursOf } from '../src/pictures.js';
 import { imageTensor, promptTensors } from '../src/tensors.js';
 
 test('a photograph fills the top left of the input, a plane a colour', () => {
-  const rgb = Uint8Array.of(10, 20, 30, 40, 50, 60), tensor = imageTensor(rgb, { width: 2, height: 1 }, 2, [10, 0, 0], [2, 1, 10]);
+  const rgb = Uint8Array.of(10, 20, 30, 40, 50, 60);
+  const tensor = imageTensor(rgb, { width: 2, height: 1 }, 2, [10, 0, 0], [2, 1, 10]);
   expect([...tensor]).toEqual([0, 15, 0, 0, 20, 50, 0, 0, 3, 6, 0, 0]);
 });
 
