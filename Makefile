@@ -1,8 +1,10 @@
 # make quickstart   segment photographs with the shipped model
 # make demo         serve the demo at http://127.0.0.1:7860
+# make demo-web     build the demo that needs no server, and serve it at http://127.0.0.1:8000
 # make test         run the tests
 # make lint         check style, types and the direction of imports
 # make test-browser run the demo's tests in Chromium, which it installs where there is none
+# make test-web     check and test the demo's JavaScript, which needs Node.js
 # make docs         build the documentation site in site/
 # make wheel        a wheel with the compiled kernels in dist/, for other Linux machines, too
 # make sanitize     run the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -18,13 +20,35 @@ SUPPORTED := import sys; sys.exit(sys.version_info < (3, 10))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	if $$p -c "$(SUPPORTED)" >/dev/null 2>&1; then echo $$p; break; fi; done)
 
-.PHONY: quickstart demo test lint test-browser docs wheel sanitize clean distclean
+# The page without a server; its models are written at build time.
+WEB := demo/web
+WEB_MODULES := $(WEB)/node_modules/.package-lock.json
+WEB_MODEL := $(WEB)/public/models/model.json
+
+.PHONY: quickstart demo demo-web test test-web lint test-browser docs wheel sanitize clean distclean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python demo/quickstart.py
 
 demo: $(STAMP)
 	$(VENV)/bin/python demo/app.py
+
+demo-web: $(WEB_MODULES) $(WEB_MODEL)
+	cd $(WEB) && npm run --silent build -- --logLevel warn
+	$(VENV)/bin/python $(WEB)/serve.py
+
+test-web: $(WEB_MODULES)
+	cd $(WEB) && npm run --silent lint && npm run --silent test
+
+$(WEB_MODULES): $(WEB)/package-lock.json
+	@command -v npm >/dev/null && command -v node >/dev/null || { \
+	echo "error: no Node.js with npm found; install version 20.19 or newer (https://nodejs.org)" >&2; exit 1; }
+	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a === 20 && b >= 19) ? 0 : 1)' || { \
+	echo "error: Node.js $$(node --version) is too old; install version 20.19 or newer (https://nodejs.org)" >&2; exit 1; }
+	cd $(WEB) && npm ci --no-audit --no-fund --loglevel=error
+
+$(WEB_MODEL): $(STAMP) checkpoints/bigltl_mini.safetensors $(WEB)/export_models.py $(WEB)/pack_weights.py
+	$(VENV)/bin/python $(WEB)/export_models.py
 
 # Two files of tests at a time with one thread each: most of them wait for imports and processes, not for arithmetic. In the
 # order of their names, since xdist otherwise keeps files of few tests for the end, and with them the longest tests.

@@ -1,10 +1,11 @@
-"""Write what the static page downloads: the model as ONNX graphs that share a file of weights, and example photographs.
+"""Write what the static page downloads: the model as ONNX graphs that share a file of weights, and photographs to try.
 
-`python demo/web/export_models.py`, which `make demo-web` runs, fills demo/web/public/models and demo/web/public/examples.
+`make demo-web` runs it. It fills the folders demo/web/public/models and demo/web/public/examples.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import warnings
@@ -32,10 +33,11 @@ from sam_bigltl.predict.samples import sample_photos
 PUBLIC = Path(__file__).resolve().parent / "public"
 DENSE = "encoder_dense"
 LEAST_TOKENS = 16  # so few are the graph's smallest selection
-SIZE = 25_000_000  # bytes of graphs and weights together
+SIZE = 25_000_000  # bytes of graphs and weights together, at most for a page that opens quickly
 MOST_BYTES = 40 * 2**20  # of a photograph
 MOST_SIDE = 1280  # of masks on the page, pixels
 THUMBNAIL = (384, 144)
+CHECKED = 64  # numbers of an embedding
 
 
 class CountedEncoder(BigLittleEncoder):
@@ -125,7 +127,22 @@ def describe(sam: Sam, name: str, examples: list[dict[str, str]]) -> dict[str, A
         "pixel_mean": sam.pixel_mean.flatten().tolist(), "pixel_std": sam.pixel_std.flatten().tolist(),
         "mask_threshold": float(sam.mask_threshold), "auto_mass": encoder.auto_mass, "least_tokens": LEAST_TOKENS,
         "layers": [[layers[0], layers[-1]] for _, layers in encoder.config.groups], "gmacs": costs(sam),
+        "check": sampled_embedding(sam),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def sampled_embedding(sam: Sam) -> list[float]:
+    """Some numbers of the embedding of a pattern at keep_ratio 0.5, by which a page knows that its device computes.
+
+    The pattern is the sine of a thousandth of each place in (3, S, S).
+    """
+    encoder = copy.deepcopy(sam.image_encoder)
+    encoder.keep_ratio = 0.5
+    places = torch.arange(3 * encoder.img_size**2, dtype=torch.float64)
+    pattern = (places / 1000).sin().float().view(1, 3, encoder.img_size, encoder.img_size)
+    values = encoder(pattern).flatten()
+    return [round(value, 5) for value in values[:: len(values) // CHECKED][:CHECKED].tolist()]
 
 
 def costs(sam: Sam) -> dict[str, Any]:
@@ -139,15 +156,17 @@ def costs(sam: Sam) -> dict[str, Any]:
 
     stages, (low, high) = len(encoder.config.stages), (0.25, 0.75)
     least = of([low] * stages)
-    slopes = [(of([high if stage == i else low for i in range(stages)]) - least) / (high - low) for stage in range(stages)]
-    shares = [slopes[stage] / sum(other == stage for other, _ in encoder.config.groups) for stage, _ in encoder.config.groups]
+    slopes = [
+        (of([high if stage == i else low for i in range(stages)]) - least) / (high - low) for stage in range(stages)
+    ]
+    shares = [
+        slopes[stage] / sum(other == stage for other, _ in encoder.config.groups) for stage, _ in encoder.config.groups
+    ]
     return {"dense": of([1.0] * stages), "base": least - low * sum(slopes), "share": shares}
 
 
 def write_examples(folder: Path) -> list[dict[str, str]]:
     """The photographs that come inside scikit-image, where it is installed, and what the page says of them."""
-    import base64
-
     folder.mkdir(parents=True, exist_ok=True)
     try:
         photos = sample_photos()
@@ -171,6 +190,8 @@ def run(args: Any) -> None:
     if sam.image_encoder.is_dense:
         raise InputError(f"{checkpoint.name} is a dense model: the page needs one with a little path")
     size = export(sam, args.output / "models")
+    if size > SIZE:
+        print(f"note: graphs and weights have {size / 1e6:.1f} MB, which everybody downloads before the first mask")
     description = describe(sam, checkpoint.stem, write_examples(args.output / "examples"))
     (args.output / "models" / "model.json").write_text(json.dumps(description), encoding="utf-8")
     print(f"wrote {args.output / 'models'}: {size / 1e6:.1f} MB")

@@ -18,12 +18,13 @@ import { imageTensor, promptTensors } from './tensors.js';
  *
  * @typedef {{info: import('../../../sam_bigltl/demo/page/types.js').Info, image_size: number, patch_size: number,
  *   pixel_mean: number[], pixel_std: number[], mask_threshold: number, auto_mass: number, least_tokens: number,
- *   layers: number[][], gmacs: {dense: number, base: number, share: number[]}}} Model
+ *   layers: number[][], check: number[], gmacs: {dense: number, base: number, share: number[]}}} Model
  */
 /** @typedef {{embedding: Float32Array, encoding: import('../../../sam_bigltl/demo/page/types.js').Encoding}} Encoded */
 
 const KEPT_PHOTOS = 8, KEPT_EMBEDDINGS = 32; // at most 10 and 51 MB with the mini
 const AT_ONCE = 8; // points of everything mode
+const CHECK_TOLERANCE = 0.1; // of the mean size of an embedding's numbers
 const STABILITY_OFFSET = 1, BOX_OVERLAP = 0.7; // segment_anything's
 
 export class Engine {
@@ -97,22 +98,11 @@ export class Engine {
    * @returns {Promise<Encoded>}
    */
   async compute({ rgb, input }, ratio) {
-    const { image_size: side, pixel_mean: mean, pixel_std: std, gmacs, layers, auto_mass: mass } = this.model;
-    const tokens = this.grid ** 2, dense = ratio === 1;
-    const graph = dense ? 'encoder_dense' : 'encoder';
+    const { image_size: side, pixel_mean: mean, pixel_std: std, gmacs, layers } = this.model;
+    const tokens = this.grid ** 2, dense = ratio === 1, graph = graphOf(ratio);
     await this.runtime.session(graph); // not part of the time
     const start = performance.now();
-    /** @type {import('./runtime.js').Feeds} */
-    const feeds = {
-      images: { type: 'float32', data: imageTensor(rgb, input, side, mean, std), dims: [1, 3, side, side] },
-    };
-    if (!dense) {
-      const count = ratio === 'auto' ? 0 : Math.round(ratio * tokens);
-      const least = Math.min(Math.max(count, this.model.least_tokens), tokens);
-      feeds.big_tokens = { type: 'int64', data: BigInt64Array.of(BigInt(least)), dims: [1] };
-      feeds.mass = { type: 'float32', data: Float32Array.of(ratio === 'auto' ? mass : 0), dims: [1] };
-    }
-    const found = await this.runtime.run(graph, feeds);
+    const found = await this.runEncoder(imageTensor(rgb, input, side, mean, std), ratio);
     const milliseconds = performance.now() - start;
     const groups = layers.map((span, i) => {
       const of = (/** @type {Float32Array} */ all) => all.subarray(i * tokens, (i + 1) * tokens);
@@ -125,6 +115,33 @@ export class Engine {
       embedding: found.image_embeddings,
       encoding: { milliseconds, keep_ratio: ratio, cached: false, gmacs: spent, dense_gmacs: gmacs.dense, stages },
     };
+  }
+
+  /**
+   * @param {Float32Array} image
+   * @param {KeepRatio} ratio
+   */
+  runEncoder(image, ratio) {
+    const { image_size: side, least_tokens: fewest, auto_mass: mass } = this.model, tokens = this.grid ** 2;
+    /** @type {import('./runtime.js').Feeds} */
+    const feeds = { images: { type: 'float32', data: image, dims: [1, 3, side, side] } };
+    if (ratio !== 1) {
+      const count = ratio === 'auto' ? 0 : Math.round(ratio * tokens);
+      const least = Math.min(Math.max(count, fewest), tokens);
+      feeds.big_tokens = { type: 'int64', data: BigInt64Array.of(BigInt(least)), dims: [1] };
+      feeds.mass = { type: 'float32', data: Float32Array.of(ratio === 'auto' ? mass : 0), dims: [1] };
+    }
+    return this.runtime.run(graphOf(ratio), feeds);
+  }
+
+  /** Whether the encoder gives here what it gave when it was exported: drivers of GPUs have faults. */
+  async computes() {
+    const { image_size: side, check } = this.model;
+    const pattern = Float32Array.from({ length: 3 * side * side }, (_, place) => Math.sin(place / 1000));
+    const { image_embeddings: found } = await this.runEncoder(pattern, 0.5);
+    const step = Math.floor(found.length / check.length);
+    const wrong = check.reduce((sum, value, i) => sum + Math.abs(value - found[i * step]), 0);
+    return wrong < CHECK_TOLERANCE * check.reduce((sum, value) => sum + Math.abs(value), 0);
   }
 
   /**
@@ -239,6 +256,11 @@ export class Engine {
     return keptBoxes(found.map(({ box }) => box), found.map(({ region }) => region.iou), BOX_OVERLAP)
       .map((i) => found[i].region);
   }
+}
+
+/** @param {KeepRatio} ratio */
+function graphOf(ratio) {
+  return ratio === 1 ? 'encoder_dense' : 'encoder';
 }
 
 /**

@@ -29,7 +29,7 @@ export class LocalBackend {
     };
     /** @type {Promise<import('./engine.js').Model>|null} */
     this.model = null;
-    /** @type {{provider: string, threads: number}|null}   what runs the model, once it is known */
+    /** @type {{provider: string, threads: number, gpuFailed: boolean}|null}   what runs the model, once it is known */
     this.runs = null;
   }
 

@@ -9,7 +9,9 @@ const said = /** @type {HTMLElement} */ (document.getElementById('said'));
 /** @param {LocalBackend} backend */
 function whereItRuns({ runs }) {
   if (runs?.provider === 'webgpu') return 'on this machine’s GPU (WebGPU)';
-  return `on this machine’s processor (WebAssembly, ${runs?.threads === 1 ? '1 thread' : runs?.threads + ' threads'})`;
+  const how = ['WebAssembly', runs?.threads === 1 ? '1 thread' : runs?.threads + ' threads'];
+  if (runs?.gpuFailed) how.push('since WebGPU failed here');
+  return `on this machine’s processor (${how.join(', ')})`;
 }
 
 const offline = await stayOffline();

@@ -16,11 +16,13 @@ export class Runtime {
    * @param {Ort} ort
    * @param {'wasm'|'webgpu'} provider
    * @param {string} folder   address of the models
+   * @param {boolean} gpuFailed   whether WebGPU was tried before
    */
-  constructor(ort, provider, folder) {
+  constructor(ort, provider, folder, gpuFailed) {
     this.ort = ort;
     this.provider = provider;
     this.folder = folder;
+    this.gpuFailed = gpuFailed;
     this.threads = ort.env.wasm.numThreads;
     /** @type {Map<string, Promise<import('onnxruntime-web/wasm').InferenceSession>>} */
     this.sessions = new Map();
@@ -32,10 +34,10 @@ export class Runtime {
 
   /**
    * @param {string} folder
-   * @param {boolean} gpu   whether to try WebGPU
+   * @param {'wasm'|'webgpu'} provider
+   * @param {boolean} [gpuFailed]
    */
-  static async start(folder, gpu) {
-    const provider = gpu && await hasGpu() ? 'webgpu' : 'wasm';
+  static async start(folder, provider, gpuFailed = false) {
     const ort = provider === 'webgpu'
       ? /** @type {Ort} */ (/** @type {unknown} */ (await import('onnxruntime-web/webgpu')))
       : await import('onnxruntime-web/wasm');
@@ -43,7 +45,7 @@ export class Runtime {
       : { mjs: absolute(mjsUrl), wasm: absolute(wasmUrl) };
     ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS) : 1;
     ort.env.logLevel = 'error';
-    return new Runtime(ort, provider, folder);
+    return new Runtime(ort, provider, folder, gpuFailed);
   }
 
   /**
@@ -104,16 +106,6 @@ export class Runtime {
     const done = this.last.then(work);
     this.last = done.catch(() => {});
     return done;
-  }
-}
-
-async function hasGpu() {
-  try {
-    const { gpu } = /** @type {any} */ (navigator);
-    const adapter = await gpu?.requestAdapter();
-    return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
-  } catch {
-    return false;
   }
 }
 

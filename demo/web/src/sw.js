@@ -1,5 +1,5 @@
-// The service worker. `vite build` writes above this what was built: the files to keep, those to keep where they are used,
-// and the hash of all.
+// The service worker. `vite build` writes above this what was built: the files to keep, those to keep where they are
+// used, and the hash of all.
 
 const worker = /** @type {any} */ (self);
 /** @type {{version: string, files: string[], optional: string[]}} */

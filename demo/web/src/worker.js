@@ -7,9 +7,31 @@ import { Runtime } from './runtime.js';
 let engine = null;
 const stopped = new Set();
 
-/** @param {{folder: string, model: import('./engine.js').Model, gpu: boolean}} given */
+/**
+ * The engine on the GPU, where that is wanted, there, and computes what it should; else on the processor.
+ *
+ * @param {{folder: string, model: import('./engine.js').Model, gpu: boolean}} given
+ */
 async function start({ folder, model, gpu }) {
-  return new Engine(model, await Runtime.start(folder, gpu));
+  if (gpu && await hasGpu()) {
+    try {
+      const onGpu = new Engine(model, await Runtime.start(folder, 'webgpu'));
+      if (await onGpu.computes()) return onGpu;
+    } catch {
+      // said with the answer of `start`
+    }
+    return new Engine(model, await Runtime.start(folder, 'wasm', true));
+  }
+  return new Engine(model, await Runtime.start(folder, 'wasm'));
+}
+
+async function hasGpu() {
+  try {
+    const adapter = await /** @type {any} */ (navigator).gpu?.requestAdapter();
+    return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
+  } catch {
+    return false;
+  }
 }
 
 /** @param {MessageEvent} event */
@@ -40,7 +62,7 @@ async function answer(id, call, args) {
     engine = start(args[0]);
     const { runtime } = await engine;
     for (const graph of ['encoder', 'decoder']) runtime.session(graph).catch(() => {}); // said where it is needed
-    return { provider: runtime.provider, threads: runtime.threads };
+    return { provider: runtime.provider, threads: runtime.threads, gpuFailed: runtime.gpuFailed };
   }
   const ready = await engine;
   if (!ready) throw new BackendError('The model has not been started.');
