@@ -3,6 +3,8 @@
 # ruff: noqa: E402 - what needs an optional package is imported after the check for it
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +19,8 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip insta
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo" / "web"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "demo" / "web"))
 from export_models import LEAST_TOKENS, NAMES, costs, counted_program, sampled_embedding
 from pack_weights import WeightFile, pack
 
@@ -89,3 +92,23 @@ def test_graphs_share_their_packed_weights(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.onnx").stat().st_size < 4000
         (found,) = onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")).run(None, {"x": x})
         assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_make_says_that_node_is_missing(tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make here")
+    command = [make, "--silent", "--always-make", "demo/web/node_modules/.package-lock.json", "PYTHON=python3"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0].startswith("error: no Node.js with npm found; install version 20.19 or newer")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--folder", "nothing"], "nothing holds no page: build it with make demo-web"),
+    (["--port", "70000"], "--port 70000 is no port"),
+])  # fmt: skip
+def test_the_server_says_what_is_wrong(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "demo/web/serve.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
