@@ -1,6 +1,6 @@
 // What the demo's server does, in this browser: photographs and embeddings that are kept, masks of prompts, everything
 // mode.
-import { encodeCounts } from './counts.js';
+import { countsOf } from '../../../sam_bigltl/demo/page/formats/rle.js';
 import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 import { areaOf, boxOf, inFrame, runsAbove } from './enlarge.js';
 import { gridOf, keptBoxes } from './everything.js';
@@ -214,7 +214,7 @@ export class Engine {
    */
   rle(photo, logits, { width, height }) {
     const runs = runsAbove(this.inFrame(photo, logits), photo.input, { width, height }, this.model.mask_threshold);
-    return { width, height, counts: encodeCounts(runs) };
+    return { width, height, counts: countsOf(runs) };
   }
 
   /** @param {Photograph} photo */
@@ -247,7 +247,7 @@ export class Engine {
         const stability = sure / likely;
         if (!(stability >= options.stability_score_thresh)) return;
         const runs = above(threshold);
-        const region = { mask: { ...size, counts: encodeCounts(runs) }, iou, stability, point: some[i] };
+        const region = { mask: { ...size, counts: countsOf(runs) }, iou, stability, point: some[i] };
         found.push({ region, box: boxOf(runs, size.height) });
       }));
       report({ done: Math.min(1, (start + some.length) / points.length), found: found.length });

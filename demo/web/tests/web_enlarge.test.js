@@ -1,6 +1,5 @@
 import { expect, test } from 'vitest';
 
-import { encodeCounts } from '../src/counts.js';
 import { areaOf, boxOf, inFrame, runsAbove } from '../src/enlarge.js';
 
 /** OpenCV's bilinear resize of rows of numbers, written plainly. */
@@ -64,9 +63,4 @@ test('boxes hold the first and last pixel of each side', () => {
   expect(boxOf([2 * 5 + 1, 2, 3, 1, 13], 5)).toEqual([2, 1, 3, 2]);
   expect(boxOf([3, 5, 12], 5)).toEqual([0, 0, 1, 4]); // a run over the end of a column
   expect(boxOf([20], 5)).toEqual([0, 0, 0, 0]);
-});
-
-test('counts are those of pycocotools', () => {
-  expect(encodeCounts([0, 1, 2, 3, 100, 70, 1])).toBe('0122R3S2mL');
-  expect(encodeCounts([6, 1, 40, 4, 5, 4, 5, 4, 21])).toBe('61X13mN000`0');
 });
