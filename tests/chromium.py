@@ -1,6 +1,6 @@
 """The demo's page in a real Chromium, for the tests of the page: files served as they lie, and one user at them.
 
-Test files import the fixtures `photo`, `address` and `browser` from here.
+The fixtures `photo`, `address` and `browser` are everybody's.
 """
 
 from __future__ import annotations
@@ -19,26 +19,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: make test-browser installs it")
-
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "sam_bigltl" / "demo" / "page"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
          "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # fmt: skip
 
 
-def find_chromium() -> str | None:
-    """The system's, or else the one that playwright has installed."""
+def find_chromium(driver: Any) -> str:
+    """The system's, or else the one that playwright has installed; without both, the test is skipped."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
-    with playwright.sync_playwright() as driver:
-        path = driver.chromium.executable_path
-    return path if Path(path).is_file() else None
-
-
-CHROMIUM = find_chromium()
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make test-browser installs it")
+    path = driver.chromium.executable_path
+    if not Path(path).is_file():
+        pytest.skip("no Chromium here: make test-browser installs it")
+    return path
 
 
 def draw_disc(path: Path, height: int = 300, width: int = 400) -> Path:
@@ -116,7 +111,8 @@ class User:
         return self.page.evaluate(
             "([source, selector, args]) => { const root = document.querySelector(selector);"
             " const find = (each) => root.shadowRoot.querySelector(each);"
-            " return new Function('root', 'find', 'control', 'args', `return ${source}`)(root, find, window.control, args); }",
+            " const run = new Function('root', 'find', 'control', 'args', `return ${source}`);"
+            " return run(root, find, window.control, args); }",
             [expression, self.root, list(arguments)],
         )
 
@@ -222,7 +218,8 @@ def address(photo: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A Chromium of its own for a file of tests."""
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    reason = "no playwright here: make test-browser installs it"
+    with pytest.importorskip("playwright.sync_api", reason=reason).sync_playwright() as driver:
+        own = driver.chromium.launch(executable_path=find_chromium(driver), args=FLAGS)
         yield own
         own.close()

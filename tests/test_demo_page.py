@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import User, address, browser, needs_chromium, photo  # noqa: F401 - fixtures
-
-pytestmark = needs_chromium
+from chromium import User
 
 
 @pytest.fixture

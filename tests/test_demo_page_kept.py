@@ -7,37 +7,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import User, address, browser, draw_disc, needs_chromium, photo  # noqa: F401 - fixtures
-
-pytestmark = needs_chromium
+from chromium import User, draw_disc
 
 HAND_IN = """([bytes, kind, selector]) => {
     const file = new File([new Uint8Array(bytes)], kind + '.png', { type: 'image/png' }), data = new DataTransfer();
     data.items.add(file);
     const at = selector ? document.querySelector(selector) : document.body;
-    const event = kind === 'paste' ? new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true })
-      : new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true });
+    const how = { bubbles: true, cancelable: true };
+    const event = kind === 'paste' ? new ClipboardEvent('paste', { clipboardData: data, ...how })
+      : new DragEvent('drop', { dataTransfer: data, ...how });
     at.dispatchEvent(event);
     return event.defaultPrevented;
 }"""
 
 
 @pytest.fixture
-def user(browser, address: str) -> Iterator[User]:  # noqa: F811
+def user(browser, address: str) -> Iterator[User]:
     own = User(browser, address)
     yield own
     own.close()
 
 
 @pytest.mark.parametrize(("kind", "where"), [("drop", "#page"), ("drop", None), ("paste", None)])
-def test_drop_anywhere_and_paste(user: User, photo: Path, kind: str, where: str | None) -> None:  # noqa: F811
+def test_drop_anywhere_and_paste(user: User, photo: Path, kind: str, where: str | None) -> None:
     assert user.page.evaluate(HAND_IN, [list(photo.read_bytes()), kind, where]), "the browser would leave the page"
     user.wait(f"root.dataset.photo === '{kind}.png'")
     user.idle()
     assert "400 x 300 px" in user.find(".status").inner_text()
 
 
-def test_a_reload_brings_everything_back(user: User, photo: Path) -> None:  # noqa: F811
+def test_a_reload_brings_everything_back(user: User, photo: Path) -> None:
     user.open(photo)
     user.click(200, 150)
     user.press("n")
@@ -62,7 +61,7 @@ def test_a_reload_brings_everything_back(user: User, photo: Path) -> None:  # no
     assert user.find(".candidates button[aria-checked=true]").count() == 1
 
 
-def test_a_new_tab_goes_on_with_what_a_closed_one_has_left(browser, address: str, photo: Path) -> None:  # noqa: F811
+def test_a_new_tab_goes_on_with_what_a_closed_one_has_left(browser, address: str, photo: Path) -> None:
     own = User(browser, address)
     own.open(photo)
     own.click(200, 150)
@@ -78,7 +77,7 @@ def test_a_new_tab_goes_on_with_what_a_closed_one_has_left(browser, address: str
     own.close()
 
 
-def test_a_server_that_forgets_and_one_that_is_away(user: User, photo: Path) -> None:  # noqa: F811
+def test_a_server_that_forgets_and_one_that_is_away(user: User, photo: Path) -> None:
     user.open(photo)
     user.click(200, 150)
     user.js("control.known.clear()")
@@ -86,7 +85,7 @@ def test_a_server_that_forgets_and_one_that_is_away(user: User, photo: Path) -> 
     assert user.scene["objects"][0]["prompt"]["labels"] == [1, 1] and user.notice == ""
     user.js("control.offline = true")
     user.click(60, 60, wait=False)
-    user.wait("find('.busy-sign') && !find('.busy-sign').hidden && find('.busy-sign').innerText.includes('does not answer')")
+    user.wait("!find('.busy-sign').hidden && find('.busy-sign').innerText.includes('does not answer')")
     user.press("n")
     user.click(300, 220, wait=False)
     user.js("control.offline = false")
@@ -96,7 +95,7 @@ def test_a_server_that_forgets_and_one_that_is_away(user: User, photo: Path) -> 
     assert user.colour_at(300, 206) != user.colour_at(300, 260)
 
 
-def test_a_failed_open_leaves_the_photograph_before(user: User, photo: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_failed_open_leaves_the_photograph_before(user: User, photo: Path, tmp_path: Path) -> None:
     user.open(photo)
     user.click(200, 150)
     broken = tmp_path / "broken.jpg"
@@ -109,7 +108,7 @@ def test_a_failed_open_leaves_the_photograph_before(user: User, photo: Path, tmp
     assert len(user.scene["objects"][0]["prompt"]["points"]) == 2 and user.js("root.dataset.photo") == "disc.png"
 
 
-def test_a_failed_click_leaves_a_word_and_a_slow_one_a_sign(user: User, photo: Path) -> None:  # noqa: F811
+def test_a_failed_click_leaves_a_word_and_a_slow_one_a_sign(user: User, photo: Path) -> None:
     user.open(photo)
     user.js("control.fail = 'masks'")
     user.click(200, 150)
@@ -122,9 +121,9 @@ def test_a_failed_click_leaves_a_word_and_a_slow_one_a_sign(user: User, photo: P
     assert user.notice == "" and not user.find(".busy-sign").is_visible()
 
 
-def test_webcam_is_cancelled_taken_and_never_left_on(user: User, photo: Path) -> None:  # noqa: F811
+def test_webcam_is_cancelled_taken_and_never_left_on(user: User, photo: Path) -> None:
     user.open(photo)
-    live = "(() => { const s = find('video').srcObject; return s ? s.getTracks().some((t) => t.readyState === 'live') : false; })()"
+    live = "(find('video').srcObject?.getTracks() ?? []).some((track) => track.readyState === 'live')"
     start = user.find("[title*=camera]").first
     start.click()
     user.wait("find('video').videoWidth > 0")
@@ -146,7 +145,7 @@ def test_webcam_is_cancelled_taken_and_never_left_on(user: User, photo: Path) ->
     assert not user.js(live)
 
 
-def test_webcam_on_an_insecure_origin_is_named(browser, address: str) -> None:  # noqa: F811
+def test_webcam_on_an_insecure_origin_is_named(browser, address: str) -> None:
     own = User(browser, address)
     own.js("Object.defineProperty(navigator, 'mediaDevices', { value: undefined })")
     own.find("[title*=camera]").first.click()
@@ -154,7 +153,7 @@ def test_webcam_on_an_insecure_origin_is_named(browser, address: str) -> None:  
     own.close()
 
 
-def test_everything_counts_stops_and_says_what_to_lower(browser, address: str, photo: Path) -> None:  # noqa: F811
+def test_everything_counts_stops_and_says_what_to_lower(browser, address: str, photo: Path) -> None:
     own = User(browser, f"{address}?step=80&regions=5")
     own.open(photo)
     own.find("summary >> text=Everything").click()
@@ -182,7 +181,7 @@ def test_everything_counts_stops_and_says_what_to_lower(browser, address: str, p
     own.close()
 
 
-def test_keep_ratio_auto_cost_and_comparison(user: User, photo: Path) -> None:  # noqa: F811
+def test_keep_ratio_auto_cost_and_comparison(user: User, photo: Path) -> None:
     user.open(photo)
     user.click(200, 150)
     ratio, auto = user.find("[aria-label=keep_ratio]"), user.find("aside .check input").first
@@ -194,6 +193,7 @@ def test_keep_ratio_auto_cost_and_comparison(user: User, photo: Path) -> None:  
     assert "25 % of the tokens big" in user.find(".spent").first.inner_text()
     assert user.js("control.last.ratio") == 0.25
     auto.check()
+    user.frames()
     assert ratio.is_disabled()
     user.idle()
     assert user.js("control.last.ratio") == "auto"
@@ -209,14 +209,11 @@ def test_keep_ratio_auto_cost_and_comparison(user: User, photo: Path) -> None:  
     assert "keep_ratio auto" in captions[0] and "Dense, encoder 120 ms" in captions[1]
 
 
-def test_masks_are_exported_at_the_size_of_the_original(browser, address: str, tmp_path: Path) -> None:  # noqa: F811
+def test_masks_are_exported_at_the_size_of_the_original(browser, address: str, tmp_path: Path) -> None:
     own = User(browser, address)
     own.open(draw_disc(tmp_path / "large.png", 1800, 2600))
     own.click(1300, 900)
-    own.find("[data-export=coco]").click()
-    with own.page.expect_download() as waiting:
-        own.wait("true")
-    text = json.loads(waiting.value.path().read_text())
+    text = json.loads(own.export("coco").read_text())
     assert [text["images"][0][key] for key in ("width", "height", "file_name")] == [2600, 1800, "large.png"]
     assert text["annotations"][0]["segmentation"]["size"] == [1800, 2600]
     own.close()

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from chromium import User, address, browser, draw_disc, needs_chromium, photo  # noqa: F401 - fixtures
-
-pytestmark = needs_chromium
+from chromium import User, draw_disc
 
 AXE = Path(__file__).parent.parent / "demo" / "web" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"wide": (1400, 1000), "middle": (800, 1000), "phone": (390, 844), "phone on its side": (844, 390)}
@@ -21,7 +19,7 @@ def is_phone(name: str) -> bool:
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("shape", [(300, 400), (60, 2000), (2000, 50)], ids=["photo", "panorama", "tower"])
 def test_nothing_is_stretched_or_sticks_out(
-    browser, address: str, tmp_path: Path, name: str, shape: tuple[int, int]  # noqa: F811
+    browser, address: str, tmp_path: Path, name: str, shape: tuple[int, int]
 ) -> None:  # fmt: skip
     own = User(browser, address, SIZES[name], touch=is_phone(name))
     wide = "document.documentElement.scrollWidth > innerWidth"
@@ -40,7 +38,7 @@ def test_nothing_is_stretched_or_sticks_out(
 
 
 @pytest.mark.parametrize("name", ["phone", "phone on its side"])
-def test_targets_are_large_enough_for_a_finger(browser, address: str, photo: Path, name: str) -> None:  # noqa: F811
+def test_targets_are_large_enough_for_a_finger(browser, address: str, photo: Path, name: str) -> None:
     own = User(browser, address, SIZES[name], touch=True)
     own.open(photo)
     own.js("root.shadowRoot.querySelectorAll('details').forEach((each) => { each.open = true; })")
@@ -65,7 +63,7 @@ class Fingers:
         self.client.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
 
 
-def test_a_trembling_finger_a_pinch_and_a_drag(browser, address: str, photo: Path) -> None:  # noqa: F811
+def test_a_trembling_finger_a_pinch_and_a_drag(browser, address: str, photo: Path) -> None:
     own = User(browser, address, SIZES["phone"], touch=True)
     own.open(photo)
     fingers, (x, y) = Fingers(own), own.at(200, 150)
@@ -100,7 +98,7 @@ def test_a_trembling_finger_a_pinch_and_a_drag(browser, address: str, photo: Pat
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", SIZES)
-def test_axe_finds_nothing_serious(browser, address: str, photo: Path, name: str, dark: bool) -> None:  # noqa: F811
+def test_axe_finds_nothing_serious(browser, address: str, photo: Path, name: str, dark: bool) -> None:
     if not AXE.is_file():
         pytest.skip("no axe-core here: npm ci in demo/web installs it")
     own = User(browser, address, SIZES[name], dark=dark, touch=is_phone(name))
@@ -130,7 +128,7 @@ def test_axe_finds_nothing_serious(browser, address: str, photo: Path, name: str
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_a_tick_and_an_arrow_can_be_seen(browser, address: str, photo: Path, dark: bool) -> None:  # noqa: F811
+def test_a_tick_and_an_arrow_can_be_seen(browser, address: str, photo: Path, dark: bool) -> None:
     from io import BytesIO
 
     import numpy as np
@@ -155,7 +153,7 @@ def test_a_tick_and_an_arrow_can_be_seen(browser, address: str, photo: Path, dar
     own.close()
 
 
-def test_roles_names_and_words_that_are_explained(browser, address: str, photo: Path) -> None:  # noqa: F811
+def test_roles_names_and_words_that_are_explained(browser, address: str, photo: Path) -> None:
     own = User(browser, address)
     own.open(photo)
     own.click(200, 150)
@@ -166,7 +164,8 @@ def test_roles_names_and_words_that_are_explained(browser, address: str, photo: 
     assert page.get_by_role("textbox", name="Name of the object").input_value() == "object 1"
     assert page.get_by_role("link", name="About the project").get_attribute("href").startswith("https://")
     assert "Click on an object and get its mask" in page.get_by_role("banner").inner_text()
-    for word in ("keep_ratio", "GMACs", "big tokens and importance", "the comparison", "the predicted IoU", "stability"):
+    words = ("keep_ratio", "GMACs", "big tokens and importance", "the comparison", "the predicted IoU", "stability")
+    for word in words:
         mark = page.get_by_role("button", name=f"What is {word}?", include_hidden=True)
         assert mark.count() == 1 and len(mark.get_attribute("title")) > 40, word
     gmacs = page.get_by_role("button", name="What is GMACs?")
@@ -175,7 +174,7 @@ def test_roles_names_and_words_that_are_explained(browser, address: str, photo: 
     own.close()
 
 
-def test_colours_of_many_objects(browser, address: str, photo: Path) -> None:  # noqa: F811
+def test_colours_of_many_objects(browser, address: str, photo: Path) -> None:
     own = User(browser, address)
     own.open(photo)
     for index in range(22):

@@ -1,4 +1,5 @@
-// A backend for the page's tests: the mask of a prompt is discs around its points, without those around background points.
+// A backend for the page's tests: the mask of a prompt is discs around its points, without those around background
+// points.
 import { encode } from '/page/formats/rle.js';
 import { BackendError } from '/page/types.js';
 
@@ -6,10 +7,13 @@ const settings = Object.fromEntries(new URLSearchParams(location.search));
 /** What tests set and read: delays in milliseconds, failures to come, and what was asked. */
 export const control = {
   delay: Number(settings.delay ?? 0), random: Number(settings.random ?? 0), decoder: Number(settings.decoder ?? 20),
-  fail: '', offline: false, failOpen: '', regions: Number(settings.regions ?? 3), local: false, calls: [], known: new Map(),
+  fail: '', offline: false, failOpen: '', regions: Number(settings.regions ?? 3), local: false, calls: [],
+  known: new Map(),
 };
 window.control = control;
-const pause = (least = 0) => new Promise((resolve) => setTimeout(resolve, least + control.delay + Math.random() * control.random));
+const pause = (least = 0) => new Promise((resolve) => {
+  setTimeout(resolve, least + control.delay + Math.random() * control.random);
+});
 const picture = (await (await fetch('/example.png')).blob());
 
 async function about(name, key, signal, least) {
@@ -17,13 +21,14 @@ async function about(name, key, signal, least) {
   await pause(least);
   signal?.throwIfAborted();
   if (control.offline) throw new BackendError('The server does not answer.', { offline: true });
-  if (key !== undefined && !control.known.has(key)) throw new BackendError('The photograph is no longer known.', { gone: true });
+  if (key !== undefined && !control.known.has(key)) throw new BackendError('It is no longer known.', { gone: true });
   if (control.fail === name) throw new BackendError('The model is out of memory.');
   return control.known.get(key);
 }
 
 function discs(prompt, width, height, scale, radius) {
-  const bits = new Uint8Array(width * height), [x0, y0, x1, y1] = (prompt.box ?? [0, 0, 0, 0]).map((value) => value * scale);
+  const bits = new Uint8Array(width * height);
+  const [x0, y0, x1, y1] = (prompt.box ?? [0, 0, 0, 0]).map((value) => value * scale);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       let inside = prompt.box && x >= x0 + 2 && x < x1 - 2 && y >= y0 + 2 && y < y1 - 2;
@@ -39,10 +44,10 @@ function discs(prompt, width, height, scale, radius) {
 export class FakeBackend {
   async info() {
     return {
-      model: 'a model for tests', routed: true, keep_ratio: 0.5, min_keep_ratio: 0.05, max_bytes: 40 * 2 ** 20, max_side: 1280,
+      model: 'toy', routed: true, keep_ratio: 0.5, min_keep_ratio: 0.05, max_bytes: 40 * 2 ** 20, max_side: 1280,
       examples: [{ name: 'example', title: 'Example', thumbnail: URL.createObjectURL(picture) }],
-      everything: { points_per_side: 12, pred_iou_thresh: 0.7, stability_score_thresh: 0.85 }, version: '0', local: control.local,
-      home: 'https://example.org/',
+      everything: { points_per_side: 12, pred_iou_thresh: 0.7, stability_score_thresh: 0.85 }, version: '0',
+      local: control.local, home: 'https://example.org/',
     };
   }
 
@@ -69,13 +74,16 @@ export class FakeBackend {
     Object.assign(grid, { width: 16, height: 16 }).getContext('2d').fillRect(0, 0, 8, 16);
     return {
       milliseconds: 120, keep_ratio: ratio, cached: false, gmacs: ratio === 'auto' ? 2 : 5.3 * ratio, dense_gmacs: 5.3,
-      stages: [{ layers: 'layers 1 to 6', share: ratio === 'auto' ? 0.4 : ratio, tokens: grid.toDataURL(), heat: grid.toDataURL() }],
+      stages: [{
+        layers: 'layers 1 to 6', share: ratio === 'auto' ? 0.4 : ratio, tokens: grid.toDataURL(), heat: grid.toDataURL(),
+      }],
     };
   }
 
   async masks(key, ratio, prompt, signal) {
     const { width, height } = await about('masks', key, signal);
-    const scale = Math.min(1, 1280 / Math.max(width, height)), w = Math.round(width * scale), h = Math.round(height * scale);
+    const scale = Math.min(1, 1280 / Math.max(width, height));
+    const w = Math.round(width * scale), h = Math.round(height * scale);
     control.last = { ratio, prompt };
     const masks = [24, 36, 12].map((radius) => discs(prompt, w, h, scale, radius * (ratio === 1 ? 1.05 : 1)));
     return { masks, ious: [0.91, 0.85, 0.72], milliseconds: control.decoder };
@@ -96,7 +104,8 @@ export class FakeBackend {
     }
     return Array.from({ length: count }, (_, index) => {
       const point = [width * (index + 1) / (count + 1), height / 2];
-      return { mask: discs({ points: [point], labels: [1], box: null }, width, height, 1, 20), iou: 0.9, stability: 0.95, point };
+      const mask = discs({ points: [point], labels: [1], box: null }, width, height, 1, 20);
+      return { mask, iou: 0.9, stability: 0.95, point };
     });
   }
 }

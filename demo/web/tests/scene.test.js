@@ -86,5 +86,6 @@ test('there is an end to points and to objects', () => {
   expect(() => addPoint(scene, 1, 1, 1)).toThrow('64 points at most');
   const many = Array.from({ length: scenes.MOST_OBJECTS + 1 }, () => ({ base: mask }));
   expect(() => scenes.withObjects(scene, many)).toThrow('objects at most');
-  expect(() => scenes.addStroke(emptyScene(), { erase: true, radius: 1, points: [[1, 1]] })).toThrow('nothing to erase');
+  const stroke = { erase: true, radius: 1, points: [[1, 1]] };
+  expect(() => scenes.addStroke(emptyScene(), stroke)).toThrow('nothing to erase');
 });

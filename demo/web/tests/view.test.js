@@ -10,7 +10,8 @@ const photos = {
 };
 
 test.each(Object.entries(photos))('a %s is whole, in the middle and not stretched', (_, photo) => {
-  const view = fit(photo, stage), [left, top] = toStage(view, 0, 0), [right, bottom] = toStage(view, photo.width, photo.height);
+  const view = fit(photo, stage), [left, top] = toStage(view, 0, 0);
+  const [right, bottom] = toStage(view, photo.width, photo.height);
   expect((right - left) / (bottom - top)).toBeCloseTo(photo.width / photo.height, 6);
   expect(Math.min(left, top)).toBeGreaterThanOrEqual(0);
   expect(left + right).toBeCloseTo(stage.width, 6);

@@ -6,7 +6,8 @@ import { Work } from '../../../sam_bigltl/demo/page/work.js';
 
 const info = {
   model: 'toy', routed: true, keep_ratio: 0.5, min_keep_ratio: 0.05, max_bytes: 1000, max_side: 1280, examples: [],
-  everything: { points_per_side: 4, pred_iou_thresh: 0.7, stability_score_thresh: 0.8 }, version: '0', local: false, home: '',
+  everything: { points_per_side: 4, pred_iou_thresh: 0.7, stability_score_thresh: 0.8 }, version: '0', local: false,
+  home: '',
 };
 const file = new Blob(['a photograph']);
 const empty = { width: 4, height: 3, counts: '<' };

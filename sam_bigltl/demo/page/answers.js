@@ -1,4 +1,5 @@
-// Masks by prompt. An answer belongs to its prompt, not to the moment at which it arrives; what nobody needs any more is aborted.
+// Masks by prompt. An answer belongs to its prompt, not to the moment at which it arrives; what nobody needs any more
+// is aborted.
 
 /**
  * @typedef {import('./types.js').Answer} Answer

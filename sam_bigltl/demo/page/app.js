@@ -42,7 +42,7 @@ import { lineOf, Work } from './work.js';
  * @returns {Promise<App>}
  */
 export async function mount(root, backend) {
-  const shadow = root.shadowRoot ?? root.attachShadow({ mode: 'open' }); // what the page around has of styles stays outside
+  const shadow = root.shadowRoot ?? root.attachShadow({ mode: 'open' }); // styles of the page around stay outside
   const page = h('div', { class: 'page', lang: 'en' });
   const sheet = h('link', { rel: 'stylesheet', href: new URL('./page.css', import.meta.url).href });
   const styled = new Promise((resolve) => { sheet.onload = sheet.onerror = resolve; });
@@ -109,8 +109,9 @@ async function build(root, page, backend, info, session) {
   };
   const webcam = makeWebcam(app);
   app.webcam = webcam;
-  const toolbar = makeToolbar(app), files = makeFiles(app), objects = makeObjects(app), candidates = makeCandidates(app);
-  const look = makeLook(app), encoder = makeEncoder(app), everything = makeEverything(app), exports = makeExports(app);
+  const toolbar = makeToolbar(app), files = makeFiles(app), objects = makeObjects(app);
+  const candidates = makeCandidates(app), look = makeLook(app), encoder = makeEncoder(app);
+  const everything = makeEverything(app), exports = makeExports(app);
   const notices = makeNotices(app), comparison = makeComparison(app), keys = makeKeys(app);
   const parts = [toolbar, files, objects, candidates, look, encoder, everything, exports, notices, comparison, keys];
   app.importFile = exports.bring;
@@ -119,7 +120,8 @@ async function build(root, page, backend, info, session) {
   page.replaceChildren(
     h('header', {},
       h('div', { class: 'title' }, h('h1', {}, 'Segment anything'), h('p', {},
-        'Click on an object and get its mask, from a model that spends its large blocks only where it matters. ', h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
+        'Click on an object and get its mask, from a model that spends its large blocks only where it matters. ',
+        h('a', { href: info.home, target: '_blank', rel: 'noopener' }, 'About the project'))),
       files.element),
     h('main', {},
       h('div', { class: 'desk' }, toolbar.element, notices.notice, element,

@@ -13,7 +13,8 @@ export function makeCandidates(app) {
   const buttons = [0, 1, 2].map((index) => {
     const canvas = h('canvas', { width: 2 * WIDTH, height: 2 * HEIGHT }), iou = h('span', { class: 'iou' });
     const made = h('button', {
-      type: 'button', role: 'radio', title: 'Mask ' + (index + 1) + ' (key ' + (index + 1) + '); IoU: how good the model expects it to be, 1 at best',
+      type: 'button', role: 'radio',
+      title: 'Mask ' + (index + 1) + ' (key ' + (index + 1) + '). IoU: how good the model expects it to be, 1 at best',
       onclick: () => work.act((scene) => choose(scene, /** @type {0|1|2} */ (index))),
     }, canvas, iou);
     return { made, canvas, iou };

@@ -1,9 +1,10 @@
-// Colours of objects. The first are distinct on photographs and to colour-blind eyes; green and red are left to the points.
+// Colours of objects. The first are distinct on photographs and to colour-blind eyes; green and red are left to the
+// points.
 
 const FIRST = [
-  '#0072ff', '#ffb000', '#aa3cdc', '#00c8c8', '#ff69b4', '#f0e63c', '#8c5a28', '#8caaff', '#ff7f2a', '#5a3cff', '#c8a0ff',
-  '#007f8c', '#b4005a', '#ffd9a0', '#9c9c00', '#3c5a96', '#ff9c8c', '#64e6ff', '#78466e', '#d2c8b4', '#e600e6', '#1e3cb4',
-  '#b4783c', '#a0d2e6',
+  '#0072ff', '#ffb000', '#aa3cdc', '#00c8c8', '#ff69b4', '#f0e63c', '#8c5a28', '#8caaff',
+  '#ff7f2a', '#5a3cff', '#c8a0ff', '#007f8c', '#b4005a', '#ffd9a0', '#9c9c00', '#3c5a96',
+  '#ff9c8c', '#64e6ff', '#78466e', '#d2c8b4', '#e600e6', '#1e3cb4', '#b4783c', '#a0d2e6',
 ];
 
 /**
@@ -37,7 +38,8 @@ export function fromHue(hue, lightness) {
   const reach = Math.min(lightness, 1 - lightness);
   const channel = (/** @type {number} */ start) => {
     const turn = (start + hue / 30) % 12;
-    return Math.round(255 * (lightness - reach * Math.max(-1, Math.min(turn - 3, 9 - turn, 1)))).toString(16).padStart(2, '0');
+    const value = lightness - reach * Math.max(-1, Math.min(turn - 3, 9 - turn, 1));
+    return Math.round(255 * value).toString(16).padStart(2, '0');
   };
   return '#' + channel(0) + channel(8) + channel(4);
 }

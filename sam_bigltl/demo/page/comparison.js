@@ -27,16 +27,18 @@ export function makeComparison(app) {
       const theirs = mask ? bitmapOf({ ...item }, mask, photo, work.size) : null;
       if (ours && theirs) pairs.push({ name: item.name, colour: item.colour, ours, theirs });
     }
-    const now = [encoding, dense, stage.picture, ...items.flatMap((item) => [work.shown(item)?.mask, work.shown(item, 1)?.mask])];
+    const masks = items.flatMap((item) => [work.shown(item)?.mask, work.shown(item, 1)?.mask]);
+    const now = [encoding, dense, stage.picture, ...masks];
     if (now.length === drawn.length && now.every((each, at) => each === drawn[at])) return;
     drawn = now;
     draw(left.canvas, pairs.map(({ ours, theirs }) => [ours, theirs]), '#ff3030');
     draw(right.canvas, pairs.map(({ ours, theirs }) => [theirs, ours]), '#3090ff');
     const took = (/** @type {import('./types.js').Encoding|null} */ each) =>
       each ? ', encoder ' + each.milliseconds.toFixed(0) + ' ms' : '';
-    const same = pairs.map(({ name, ours, theirs }) => name + ' ' + iouOf(ours.bits, theirs.bits).toFixed(3)).join(', ');
+    const each = pairs.map(({ name, ours, theirs }) => name + ' ' + iouOf(ours.bits, theirs.bits).toFixed(3));
+    const same = each.length ? ' Overlap (IoU, 1 at best): ' + each.join(', ') + '.' : '';
     left.caption.textContent = 'keep_ratio ' + settings.keepRatio + took(encoding) + '. Red: only here.';
-    right.caption.textContent = 'Dense' + took(dense) + '. Blue: only here.' + (same && ' Overlap (IoU, 1 at best): ' + same + '.');
+    right.caption.textContent = 'Dense' + took(dense) + '. Blue: only here.' + same;
   }
 
   /**
@@ -51,7 +53,8 @@ export function makeComparison(app) {
     for (const [shown, other] of pairs) {
       const only = { bits: shown.bits.map((bit, at) => bit & (1 - other.bits[at])), colour: channels(colour) };
       const layer = h('canvas', size);
-      layer.getContext('2d')?.putImageData(painted(size, [{ bits: shown.bits, colour: [255, 255, 255] }, only], 140), 0, 0);
+      const image = painted(size, [{ bits: shown.bits, colour: [255, 255, 255] }, only], 140);
+      layer.getContext('2d')?.putImageData(image, 0, 0);
       pen.drawImage(layer, 0, 0);
     }
   }

@@ -3,13 +3,13 @@ import { checkbox, h, help, panel, slider } from './dom.js';
 import { QUICK } from './hover.js';
 
 const WORDS = {
-  ratio: 'Every layer of the encoder has a large and a small block. keep_ratio is the share of the photograph’s tokens, '
-    + 'small squares of it, that the large blocks compute; the small blocks do the rest. Less is quicker, and less exact.',
-  gmacs: 'GMACs: billions of multiplications that the encoder did for this photograph, of those that it does when all tokens '
-    + 'are big. Fewer are quicker.',
-  overlay: 'Big tokens: the squares that the large blocks computed; the others are dark. Importance: how the model ranked '
-    + 'the squares, from violet, the least, to yellow.',
-  compare: 'The same clicks with every token big (keep_ratio 1.0), side by side with yours. Where the two differ is marked.',
+  ratio: 'Every layer of the encoder has a large and a small block. keep_ratio is the share of the tokens, small '
+    + 'squares of the photograph, that the large blocks compute; the small ones do the rest. Less is quicker, and less exact.',
+  gmacs: 'GMACs: billions of multiplications that the encoder did for this photograph, of those that it does when all '
+    + 'tokens are big. Fewer are quicker.',
+  overlay: 'Big tokens: the squares that the large blocks computed; the others are dark. Importance: how the model '
+    + 'ranked the squares, from violet, the least, to yellow.',
+  compare: 'The same clicks with every token big (keep_ratio 1.0), side by side with yours. Differences are marked.',
 };
 
 /** @param {import('./app.js').App} app */
@@ -17,7 +17,8 @@ export function makeEncoder(app) {
   const { work, stage, look } = app, { info } = work, least = info.min_keep_ratio;
   const started = typeof work.settings.keepRatio === 'number' ? work.settings.keepRatio : 0.5;
   const ratioHelp = help('keep_ratio', WORDS.ratio), gmacsHelp = help('GMACs', WORDS.gmacs);
-  const overlayHelp = help('big tokens and importance', WORDS.overlay), compareHelp = help('the comparison', WORDS.compare);
+  const overlayHelp = help('big tokens and importance', WORDS.overlay);
+  const compareHelp = help('the comparison', WORDS.compare);
   const ratio = slider('keep_ratio', { min: Math.min(least, started), max: 1, step: 0.01, value: started }, () => {},
     { mark: ratioHelp.mark, onChange: (value) => work.setKeepRatio(value) });
   const auto = checkbox('auto: as the photograph needs', (checked) => {
@@ -49,7 +50,7 @@ export function makeEncoder(app) {
     look.overlay = /** @type {''|'tokens'|'heat'} */ (overlay.value);
     const url = overlay.value === 'heat' ? chosen?.heat : chosen?.tokens;
     look.grid = url ? await createImageBitmap(await (await fetch(url)).blob()).catch(() => null) : null;
-    if (overlay.value && !url && work.encoding) work.say('This encoder made no choice of tokens here: all of them are big.');
+    if (overlay.value && !url && work.encoding) work.say('Here the encoder chose no tokens: all of them are big.');
     stage.draw();
   }
 

@@ -5,7 +5,8 @@ import { adoptRegions, setRegions } from './scene.js';
 /** @param {import('./app.js').App} app */
 export function makeEverything(app) {
   const { work, stage } = app, defaults = work.info.everything, options = { ...defaults };
-  const iouHelp = help('the predicted IoU', 'How good the model expects a mask to be, 1 at best. Masks below this are left out.');
+  const iouHelp = help('the predicted IoU',
+    'How good the model expects a mask to be, 1 at best. Masks below this are left out.');
   const stabilityHelp = help('stability',
     'How little a mask changes when its threshold is moved, 1 at best. Masks below this are left out.');
   const points = slider('Points a side', { min: 4, max: 48, step: 1, value: defaults.points_per_side },
@@ -27,9 +28,12 @@ export function makeEverything(app) {
     type: 'button', title: 'Every region becomes an object',
     onclick: () => work.act((scene) => adoptRegions(scene, scene.regions.map((_, index) => index))),
   }, 'All as objects');
-  const none = h('button', { type: 'button', onclick: () => work.act((scene) => setRegions(scene, [])) }, 'Remove regions');
+  const none = h('button', {
+    type: 'button', onclick: () => work.act((scene) => setRegions(scene, [])),
+  }, 'Remove regions');
   const after = h('div', { class: 'buttons', hidden: true }, pick, all, none);
-  const element = panel('Everything', false, points.element, iou.element, iouHelp.panel, stability.element, stabilityHelp.panel,
+  const element = panel('Everything', false,
+    points.element, iou.element, iouHelp.panel, stability.element, stabilityHelp.panel,
     h('div', { class: 'buttons' }, start, stop), bar, count, after);
 
   function update() {

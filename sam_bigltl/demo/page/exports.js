@@ -6,7 +6,10 @@ import { activeOf, isEmpty, withObjects } from './scene.js';
 import { lineOf } from './work.js';
 
 /** @type {[string, string, string][]} */
-const ONE = [['mask', 'Mask', 'The mask of the chosen object, a PNG'], ['cutout', 'Cut-out', 'The chosen object alone, the rest transparent']];
+const ONE = [
+  ['mask', 'Mask', 'The mask of the chosen object, a PNG'],
+  ['cutout', 'Cut-out', 'The chosen object alone, the rest transparent'],
+];
 /** @type {[string, string, string][]} */
 const ALL = [
   ['coco', 'COCO', 'All objects and regions as COCO JSON'],
@@ -22,7 +25,8 @@ export function makeExports(app) {
   const { work } = app;
   const options = { polygons: false, tolerance: 1 };
   const polygons = checkbox('COCO with polygons instead of RLE', (checked) => { options.polygons = checked; });
-  const toleranceHelp = help('tolerance', 'How many pixels a polygon may leave the outline, so that it has fewer corners.');
+  const toleranceHelp = help('tolerance',
+    'How many pixels a polygon may leave the outline, so that it has fewer corners.');
   const tolerance = slider('Polygons: tolerance in px', { min: 0, max: 10, step: 0.5, value: options.tolerance },
     (value) => { options.tolerance = value; }, { mark: toleranceHelp.mark, digits: 1 });
   const buttons = [...ONE, ...ALL].map(([kind, label, title]) => {
@@ -47,12 +51,14 @@ export function makeExports(app) {
       work.say('The browser does not give the clipboard: select the code and copy it.', true);
     }
   });
-  const python = h('details', { class: 'python', ontoggle: () => refreshCode() }, h('summary', {}, 'The same mask from Python'),
-    code, copy);
+  const python = h('details', { class: 'python', ontoggle: () => refreshCode() },
+    h('summary', {}, 'The same mask from Python'), code, copy);
   const element = panel('Export', true,
-    h('div', { class: 'buttons grid' }, ...buttons.slice(0, ONE.length)), h('div', { class: 'buttons grid' }, ...buttons.slice(ONE.length)),
+    h('div', { class: 'buttons grid' }, ...buttons.slice(0, ONE.length)),
+    h('div', { class: 'buttons grid' }, ...buttons.slice(ONE.length)),
     h('div', { class: 'line' }, busy, cancel),
-    h('details', { class: 'options' }, h('summary', {}, 'Options'), polygons.element, tolerance.element, toleranceHelp.panel), python,
+    h('details', { class: 'options' }, h('summary', {}, 'Options'),
+      polygons.element, tolerance.element, toleranceHelp.panel), python,
     h('div', { class: 'buttons' }, h('button', {
       type: 'button', title: 'Go on with the objects of a COCO JSON of this photograph', onclick: () => input.click(),
     }, 'Import COCO'), input));
@@ -78,7 +84,8 @@ export function makeExports(app) {
       const objects = await fullObjects(work, items, signal, (at) => {
         busy.children[1].textContent = 'full-size mask ' + at + ' of ' + items.length;
       });
-      const file = await exportFiles(kind, { photo, objects, regions: scene.regions, pixels: () => app.pixels(), info }, options);
+      const scenery = { photo, objects, regions: scene.regions, pixels: () => app.pixels(), info };
+      const file = await exportFiles(kind, scenery, options);
       if (!signal.aborted) download(file.blob, file.name);
     } catch (error) {
       if (signal.aborted) work.say('The export was stopped.');
@@ -103,7 +110,7 @@ export function makeExports(app) {
   }
 
   async function refreshCode() {
-    const { photo, scene, settings, info, encoding } = work, item = activeOf(scene);
+    const { photo, scene, settings, info } = work, item = activeOf(scene);
     if (!python.open || !photo) return;
     const shown = work.shown(item), now = [item, photo, settings.keepRatio, shown?.index];
     if (now.every((each, at) => each === written[at])) return;
@@ -113,11 +120,14 @@ export function makeExports(app) {
       code.textContent = '# Click on an object: the code for its mask comes here.';
       return;
     }
-    const object = { name: item.name, mask: shown.mask, iou: shown.ious[shown.index], prompt: item.prompt, choice: shown.index };
-    const data = { photo, objects: [object], regions: [], pixels: () => app.pixels(), info: { ...info, keep_ratio: settings.keepRatio } };
+    const { mask, ious, index } = shown;
+    const object = { name: item.name, mask, iou: ious[index], prompt: item.prompt, choice: index };
+    const about = { ...info, keep_ratio: settings.keepRatio };
+    const data = { photo, objects: [object], regions: [], pixels: () => app.pixels(), info: about };
     const file = await exportFiles('python', data, options);
     const text = await file.blob.text();
-    if (written === now) code.textContent = text.trimEnd() + (item.strokes.length ? '\n# and then the strokes of the brush' : '');
+    if (written !== now) return; // something newer is being written
+    code.textContent = text.trimEnd() + (item.strokes.length ? '\n# and then the strokes of the brush' : '');
   }
 
   function update() {

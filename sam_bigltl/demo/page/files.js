@@ -25,7 +25,8 @@ export function makeFiles(app) {
 
   /** @param {FileList|File[]|null|undefined} files */
   function take(files) {
-    const file = [...files ?? []].find((each) => each.type.startsWith('image/') || /\.hei[cf]$/i.test(each.name)) ?? files?.[0];
+    const isPhoto = (/** @type {File} */ each) => each.type.startsWith('image/') || /\.hei[cf]$/i.test(each.name);
+    const file = [...files ?? []].find(isPhoto) ?? files?.[0];
     if (!file) return;
     app.webcam.stop();
     if (file.name.endsWith('.json')) app.importFile(file);
@@ -49,7 +50,12 @@ export function makeFiles(app) {
   const hasFiles = (/** @type {DragEvent} */ event) => event.dataTransfer?.types.includes('Files') ?? false;
   let inside = 0;
   const listeners = {
-    dragenter: (/** @type {DragEvent} */ event) => { if (hasFiles(event)) { inside++; veil.hidden = false; event.preventDefault(); } },
+    dragenter: (/** @type {DragEvent} */ event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      inside++;
+      veil.hidden = false;
+    },
     dragover: (/** @type {DragEvent} */ event) => { if (hasFiles(event)) event.preventDefault(); },
     dragleave: () => { inside = Math.max(0, inside - 1); veil.hidden = inside === 0; },
     drop: (/** @type {DragEvent} */ event) => {

@@ -25,9 +25,10 @@ export async function fullObjects(work, items, signal, onProgress) {
     /** @type {number|null} */
     let iou = null, choice = null;
     if (hasPrompt(item)) {
-      const answer = work.answers.get({ keepRatio, prompt: item.prompt }) ?? await work.masks(keepRatio, item.prompt, signal);
+      const { prompt } = item;
+      const answer = work.answers.get({ keepRatio, prompt }) ?? await work.masks(keepRatio, prompt, signal);
       const chosen = choice = item.choice ?? best(answer.ious);
-      const call = () => work.backend.fullMask(work.key, keepRatio, item.prompt, chosen, signal);
+      const call = () => work.backend.fullMask(work.key, keepRatio, prompt, chosen, signal);
       ({ mask: decoded, iou } = await work.steady.run(call, signal));
     }
     signal.throwIfAborted();

@@ -1,7 +1,8 @@
-// What pointers on the stage mean: clicks, drags, panning and pinching. Knows nothing of photographs; x and y are CSS pixels of the stage.
+// What pointers on the stage mean: clicks, drags, panning and pinching. Knows nothing of photographs; x and y are CSS
+// pixels of the stage.
 
 /** @typedef {{id: number, type: string, button: number, x: number, y: number, shift: boolean, pan: boolean}} Pointer */
-/** @typedef {{x: number, y: number, touch: boolean, right: boolean, shift: boolean}} Press   right: with the right button */
+/** @typedef {{x: number, y: number, touch: boolean, right: boolean, shift: boolean}} Press   right: the button */
 /**
  * @typedef {object} Meanings
  * @property {(press: Press) => void} click
@@ -76,7 +77,7 @@ export class Gestures {
     if (this.down.size) return; // one finger of a pinch is still down, and means nothing any more
     this.state = this.pressed = null;
     if (!pressed) return;
-    if (state === 'press') this.meanings.click(press(pressed, pressed)); // where it went down: what a tremble moved is not meant
+    if (state === 'press') this.meanings.click(press(pressed, pressed)); // where it went down: it may tremble
     if (state === 'drag') this.meanings.dragEnd(press(pressed, pointer));
   }
 

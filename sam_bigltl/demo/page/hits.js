@@ -5,7 +5,7 @@ const REACH = 11, TOUCH_REACH = 22; // CSS pixels
 
 /**
  * @typedef {{kind: 'point', index: number}} PointHit
- * @typedef {{kind: 'corner', opposite: [number, number]}} CornerHit   dragging it draws the box anew from the opposite corner
+ * @typedef {{kind: 'corner', opposite: [number, number]}} CornerHit   a drag draws the box from the opposite one
  * @typedef {PointHit|CornerHit} Hit
  */
 

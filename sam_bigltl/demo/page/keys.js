@@ -36,7 +36,8 @@ export function makeKeys(app) {
   /** @type {Record<string, () => void>} */
   const plain = {
     o: () => stage.setMode('object'), b: () => stage.setMode(stage.mode === 'background' ? 'object' : 'background'),
-    r: () => stage.setMode('box'), d: () => stage.setMode('add'), e: () => stage.setMode('erase'), h: () => stage.setMode('move'),
+    r: () => stage.setMode('box'), d: () => stage.setMode('add'), e: () => stage.setMode('erase'),
+    h: () => stage.setMode('move'),
     n: () => work.act(newObject), z: () => work.undo(), y: () => work.redo(),
     '+': () => stage.zoom(1.5), '=': () => stage.zoom(1.5), '-': () => stage.zoom(1 / 1.5), 0: () => stage.fit(),
     '[': () => size(1 / 1.25), ']': () => size(1.25),
@@ -44,7 +45,9 @@ export function makeKeys(app) {
     3: () => work.act((scene) => choose(scene, 2)), escape: () => escape(),
   };
   /** @type {Record<string, () => void>} */
-  const shifted = { backspace: () => work.clear(), delete: () => stage.deleteSelected(), z: () => work.redo(), '+': plain['+'] };
+  const shifted = {
+    backspace: () => work.clear(), delete: () => stage.deleteSelected(), z: () => work.redo(), '+': plain['+'],
+  };
 
   const size = (/** @type {number} */ factor) => {
     stage.radius = Math.min(60, Math.max(2, stage.radius * factor));

@@ -122,7 +122,8 @@ export function painted(size, layers, alpha) {
 }
 
 /**
- * Which region lies where, the smallest above: index + 1, or 0. Their bitmaps are asked for one by one: all of them may be large.
+ * Which region lies where, the smallest above: index + 1, or 0. Their bitmaps are asked for one by one: all of them may
+ * be large.
  *
  * @param {number[]} areas   of the regions
  * @param {(index: number) => Uint8Array} bitsOf

@@ -7,7 +7,9 @@ export function makeNotices(app) {
   const { work, stage } = app;
   const facts = h('span', { class: 'facts' });
   const text = h('span', { class: 'notice-text' });
-  const again = h('button', { type: 'button', class: 'again', hidden: true, onclick: () => work.notice?.retry?.() }, 'Try again');
+  const again = h('button', {
+    type: 'button', class: 'again', hidden: true, onclick: () => work.notice?.retry?.(),
+  }, 'Try again');
   const close = button('close', 'Close this message', 'Close', () => work.say(''), 'icon plain');
   const notice = h('div', { class: 'notice', hidden: true }, text, again, close);
   const loud = h('div', { class: 'unseen', role: 'alert' }), calm = h('div', { class: 'unseen', role: 'status' });

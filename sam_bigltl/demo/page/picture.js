@@ -54,7 +54,8 @@ export class Picture {
     const { width, height } = this.size;
     const source = this.full && view.scale * density > this.small.width / width ? this.full : this.small;
     // Only what is seen: a browser may copy all that it is asked to draw.
-    const left = Math.max(0, Math.floor(-view.left / view.scale) - 1), top = Math.max(0, Math.floor(-view.top / view.scale) - 1);
+    const left = Math.max(0, Math.floor(-view.left / view.scale) - 1);
+    const top = Math.max(0, Math.floor(-view.top / view.scale) - 1);
     const right = Math.min(width, Math.ceil((stage.width - view.left) / view.scale) + 1);
     const bottom = Math.min(height, Math.ceil((stage.height - view.top) / view.scale) + 1);
     if (right <= left || bottom <= top) return;
@@ -63,7 +64,8 @@ export class Picture {
     context.imageSmoothingQuality = 'high';
     context.drawImage(
       source, left * across, top * down, (right - left) * across, (bottom - top) * down,
-      left * view.scale + view.left, top * view.scale + view.top, (right - left) * view.scale, (bottom - top) * view.scale,
+      left * view.scale + view.left, top * view.scale + view.top,
+      (right - left) * view.scale, (bottom - top) * view.scale,
     );
     context.imageSmoothingEnabled = true;
   }

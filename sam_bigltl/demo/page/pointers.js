@@ -40,5 +40,7 @@ export function listen(canvas, stage) {
     stage.zoom(Math.exp(-turned * speed), event.clientX - frame.left, event.clientY - frame.top);
   }, { passive: false });
   // Safari's own pinch would zoom the whole page.
-  for (const name of ['gesturestart', 'gesturechange']) canvas.addEventListener(name, (event) => event.preventDefault());
+  for (const name of ['gesturestart', 'gesturechange']) {
+    canvas.addEventListener(name, (event) => event.preventDefault());
+  }
 }

@@ -200,7 +200,10 @@ export function adoptRegions(scene, indices) {
 export function removeObject(scene, id) {
   const at = scene.objects.findIndex((item) => item.id === id);
   const objects = scene.objects.filter((item) => item.id !== id);
-  if (!objects.length) return { ...scene, objects: [makeObject(scene.made + 1, [])], active: scene.made + 1, made: scene.made + 1 };
+  if (!objects.length) {
+    const made = scene.made + 1;
+    return { ...scene, objects: [makeObject(made, [])], active: made, made };
+  }
   const active = scene.active === id ? objects[Math.min(at, objects.length - 1)].id : scene.active;
   return { ...scene, objects, active };
 }

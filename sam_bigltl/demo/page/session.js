@@ -1,4 +1,5 @@
-// What survives a reload, a discarded tab and a restart of the server: the photograph and all that was done to it, in IndexedDB.
+// What survives a reload, a discarded tab and a restart of the server: the photograph and all that was done to it, in
+// IndexedDB.
 
 /**
  * @typedef {import('./types.js').Photo} Photo

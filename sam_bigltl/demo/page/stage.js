@@ -58,8 +58,9 @@ export class Stage {
     this.drag = null;
     this.frame = 0;
     this.gestures = new Gestures({
-      click: (press) => this.click(press), dragStart: (press) => this.dragStart(press), drag: (press) => this.dragTo(press),
-      dragEnd: (press) => this.dragEnd(press), dragCancel: () => { this.drag = this.selected = null; this.draw(); },
+      click: (press) => this.click(press), dragStart: (press) => this.dragStart(press),
+      drag: (press) => this.dragTo(press), dragEnd: (press) => this.dragEnd(press),
+      dragCancel: () => { this.drag = this.selected = null; this.draw(); },
       pan: (dx, dy) => this.setView(pan(this.view, dx, dy, this.photo, this.size)),
       pinch: (before, after) => this.setView(pinch(this.view, before, after, this.photo, this.size)),
       hover: (press) => this.hover(press),
@@ -208,9 +209,10 @@ export class Stage {
   /** @param {Press} press */
   dragStart(press) {
     if (!this.work.photo) return;
-    const brush = this.mode === 'add' || this.mode === 'erase', hit = brush || this.mode === 'move' ? null : this.hit(press);
+    const { mode } = this, brush = mode === 'add' || mode === 'erase';
+    const hit = brush || mode === 'move' ? null : this.hit(press);
     /** @type {'box'|'stroke'|'hit'|'pan'} */
-    const kind = hit ? 'hit' : brush ? 'stroke' : this.mode === 'move' || this.mode === 'pick' || press.right ? 'pan' : 'box';
+    const kind = hit ? 'hit' : brush ? 'stroke' : mode === 'move' || mode === 'pick' || press.right ? 'pan' : 'box';
     this.work.hover.clear();
     this.corner = null;
     this.drag = { kind, hit: hit ?? undefined, points: [this.at(press)], last: press };

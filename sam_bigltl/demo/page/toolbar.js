@@ -23,13 +23,14 @@ export function makeToolbar(app) {
     return made;
   });
   const radius = h('input', {
-    type: 'range', min: 2, max: 60, value: stage.radius, 'aria-label': 'Size of the brush', title: 'Size of the brush ([ and ])',
+    type: 'range', min: 2, max: 60, value: stage.radius, 'aria-label': 'Size of the brush',
+    title: 'Size of the brush ([ and ])',
     oninput: () => { stage.radius = radius.valueAsNumber; stage.draw(); },
   });
   const brush = h('label', { class: 'brush', hidden: true }, h('span', {}, 'Size'), radius);
   const undo = button('undo', 'Undo', 'Undo (Z)', () => work.undo(), 'icon');
   const redo = button('redo', 'Redo', 'Redo (Y)', () => work.redo(), 'icon');
-  const fresh = button('new', 'New object', 'The next clicks are for another object (N)', () => work.act(newObject), 'new');
+  const fresh = button('new', 'New object', 'The next clicks are for another object (N)', () => work.act(newObject));
   /** @type {Element} */ (fresh.lastElementChild).textContent = 'New';
   const clear = button('clear', 'Clear', 'Remove everything that was done; undo brings it back (Shift + Backspace)',
     () => work.clear(), 'icon');

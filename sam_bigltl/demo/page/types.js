@@ -1,5 +1,5 @@
-// What the page, its backends and its formats say to each other. Coordinates everywhere are pixels of the upright original
-// photograph, floats; the corner of the top left pixel is (0, 0).
+// What the page, its backends and its formats say to each other. Coordinates everywhere are pixels of the upright
+// original photograph, floats; the corner of the top left pixel is (0, 0).
 
 /** @typedef {[number, number]} Point */
 /** @typedef {[number, number, number, number]} Box   x0, y0, x1, y1 */
@@ -36,7 +36,8 @@
  * @property {(key: string, keepRatio: KeepRatio, prompt: Prompt, choice: number, signal?: AbortSignal) =>
  *   Promise<FullMask>} fullMask
  * @property {(key: string, keepRatio: KeepRatio, options: EverythingOptions,
- *   onProgress: (progress: {done: number, found: number}) => void, signal?: AbortSignal) => Promise<Region[]>} everything
+ *   onProgress: (progress: {done: number, found: number}) => void, signal?: AbortSignal) =>
+ *   Promise<Region[]>} everything
  */
 
 /** A stroke of the brush: a disc of `radius` drawn along its points. */
@@ -55,7 +56,7 @@
 export class BackendError extends Error {
   /**
    * @param {string} message
-   * @param {{gone?: boolean, offline?: boolean}} [why]   gone: the photograph is no longer known. offline: nobody answers.
+   * @param {{gone?: boolean, offline?: boolean}} [why]   gone: the photograph is not known. offline: nobody answers
    */
   constructor(message, { gone = false, offline = false } = {}) {
     super(message);

@@ -1,4 +1,5 @@
-// Where the photograph lies on the stage: a point (x, y) of the photograph is at (x * scale + left, y * scale + top), in CSS pixels.
+// Where the photograph lies on the stage: a point (x, y) of the photograph is at (x * scale + left, y * scale + top),
+// in CSS pixels.
 
 /** @typedef {{scale: number, left: number, top: number}} View */
 /** @typedef {{width: number, height: number}} Size */
@@ -15,7 +16,8 @@ const MARGIN = 8;
  */
 export function fit(photo, stage) {
   const margin = Math.min(MARGIN, stage.width / 20, stage.height / 20);
-  const scale = Math.min((stage.width - 2 * margin) / photo.width, (stage.height - 2 * margin) / photo.height, MOST_SCALE);
+  const across = (stage.width - 2 * margin) / photo.width, down = (stage.height - 2 * margin) / photo.height;
+  const scale = Math.min(across, down, MOST_SCALE);
   return centred({ scale: Math.max(scale, 1e-4), left: 0, top: 0 }, photo, stage);
 }
 
@@ -122,7 +124,8 @@ export const toStage = (view, x, y) => [x * view.scale + view.left, y * view.sca
  * @returns {[number, number]}
  */
 export function onPhoto(photo, x, y) {
-  const rounded = (/** @type {number} */ value, /** @type {number} */ most) => Math.round(Math.min(Math.max(value, 0), most) * 100) / 100;
+  const rounded = (/** @type {number} */ value, /** @type {number} */ most) =>
+    Math.round(Math.min(Math.max(value, 0), most) * 100) / 100;
   return [rounded(x, photo.width), rounded(y, photo.height)];
 }
 

@@ -118,7 +118,8 @@ export class Work {
       this.session.begin(this.saved(), blob);
       return true;
     } catch (error) {
-      if (turn === this.openings) this.say(name + ' was not opened. ' + lineOf(error), true, () => this.opened(name, call));
+      const again = () => { this.opened(name, call); };
+      if (turn === this.openings) this.say(name + ' was not opened. ' + lineOf(error), true, again);
       return false;
     } finally {
       if (turn === this.openings) this.opening = null;
@@ -340,7 +341,8 @@ export class Work {
       const regions = await this.steady.run(call, stopper.signal);
       if (stopper.signal.aborted || life.aborted) return;
       this.act((scene) => setRegions(scene, regions));
-      this.say(regions.length ? regions.length + (regions.length === 1 ? ' region found.' : ' regions found.') : nothingFound(options), !regions.length);
+      const { length } = regions;
+      this.say(length ? length + (length === 1 ? ' region' : ' regions') + ' found.' : nothingFound(options), !length);
     } catch (error) {
       if (life.aborted) return;
       if (stopper.signal.aborted) this.say('Everything mode was stopped: nothing was changed.');
