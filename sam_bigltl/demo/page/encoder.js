@@ -4,7 +4,8 @@ import { QUICK } from './hover.js';
 
 const WORDS = {
   ratio: 'Every layer of the encoder has a large and a small block. keep_ratio is the share of the tokens, small '
-    + 'squares of the photograph, that the large blocks compute; the small ones do the rest. Less is quicker, and less exact.',
+    + 'squares of the photograph, that the large blocks compute; the small ones do the rest. Less is quicker, and less '
+    + 'exact.',
   gmacs: 'GMACs: billions of multiplications that the encoder did for this photograph, of those that it does when all '
     + 'tokens are big. Fewer are quicker.',
   overlay: 'Big tokens: the squares that the large blocks computed; the others are dark. Importance: how the model '
