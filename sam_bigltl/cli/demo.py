@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--memory {args.memory} is too little: give {_LEAST_MEMORY} MB at least")
     if args.port is not None and not 0 < args.port < 65536:
         raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
+    if any(not re.fullmatch(r"[\w.-]+", name) for name in args.allow_host):
+        raise InputError("--allow-host takes a name alone, as in --allow-host demo.example.org")
     auth = logins(args.auth or (), args.auth_file, os.environ.get(_VARIABLE))
     device = parse_device(args.device)
     chosen, setting = encoder_setting(args, device)

@@ -17,6 +17,8 @@ from ..predict.embeddings import Embedding
 from ..predict.predictor import SamPredictor
 from .rle import Rle, from_coco
 
+_AT_ONCE = 16  # points: more would tell less often how far it is
+
 
 class Stopped(Exception):
     """Everything mode was told to stop."""
@@ -64,7 +66,7 @@ def everything(
     records = generator.generate(np.broadcast_to(np.uint8(0), (*view, 3)))
     records.sort(key=lambda record: -record["area"])
     scale = np.array(embedding.sizes[0][0][::-1]) / np.array(view[::-1])
-    choices = _choices(generator, records, view)
+    choices = _choices(generator, records, view) if records else []
     return [
         Region(
             from_coco(record["segmentation"]), float(record["predicted_iou"]), float(record["stability_score"]),
@@ -78,13 +80,16 @@ def everything(
 @torch.no_grad()
 def _choices(generator: _Everything, records: Sequence[dict[str, Any]], view: tuple[int, int]) -> list[int]:
     """Which of the three masks of its point each record is: the one of its predicted IoU."""
-    predictor, found = generator.predictor, []
+    predictor = generator.predictor
     predictor.set_embedding(predictor.given)  # the generator has let go of it
-    for record in records:
-        coords = torch.as_tensor(predictor.transform.apply_coords(np.array(record["point_coords"]), view))
-        labels = torch.ones(1, 1, dtype=torch.int, device=predictor.device)
-        _, _, ious = predictor.read_prompts((coords[None].to(predictor.device), labels))
-        found.append(int((ious[0, 1:].float() - record["predicted_iou"]).abs().argmin()))
+    places = np.array([record["point_coords"][0] for record in records]).reshape(-1, 2)
+    scores = torch.tensor([record["predicted_iou"] for record in records])
+    coords = torch.as_tensor(predictor.transform.apply_coords(places, view))
+    found: list[int] = []
+    for part, score in zip(coords.split(_AT_ONCE), scores.split(_AT_ONCE)):
+        labels = torch.ones(len(part), 1, dtype=torch.int, device=predictor.device)
+        _, _, ious = predictor.read_prompts((part[:, None].to(predictor.device), labels))
+        found += (ious[:, 1:].float().cpu() - score[:, None]).abs().argmin(dim=1).tolist()
     return found
 
 
@@ -97,7 +102,7 @@ class _Everything(SamAutomaticMaskGenerator):
         stop: threading.Event,
         **options: Any,
     ) -> None:
-        super().__init__(sam, points_per_batch=16, output_mode="coco_rle", **options)
+        super().__init__(sam, points_per_batch=_AT_ONCE, output_mode="coco_rle", **options)
         transform = self.predictor.transform
         self.predictor = _Ready(sam, strict=True)
         self.predictor.given, self.predictor.transform = embedding, transform

@@ -14,6 +14,7 @@ where they are least sure, and more elsewhere; what is found twice goes in any c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,7 +27,8 @@ from ..predict.predictor import SamPredictor
 from .everything import Options
 
 SAMS = 0.88, 0.95  # predicted IoU, stability
-_POINTS = 12  # a side, on the page as here
+_POINTS = 12  # a side, of the page's grid
+_MEASURED = 8  # of the grid here: its 192 masks a photograph are enough, in half of the time
 _AT_ONCE = 16
 
 
@@ -42,7 +44,7 @@ def thresholds(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, 
     iou = min([SAMS[0], *(float(np.quantile(ious, 0.75)) for ious, _ in found)])
     passed = [stabilities[ious >= iou] for ious, stabilities in found]
     stability = min([SAMS[1], *(float(np.median(each)) for each in passed)])
-    return max(0.0, np.floor(iou * 100) / 100), max(0.0, np.floor(stability * 100) / 100)
+    return _rounded(iou), _rounded(stability)
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def grid_scores(sam: Sam, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     size = image.shape[:2]
-    points = torch.as_tensor(predictor.transform.apply_coords(build_point_grid(_POINTS) * size[::-1], size))
+    points = torch.as_tensor(predictor.transform.apply_coords(build_point_grid(_MEASURED) * size[::-1], size))
     ious, stabilities = [], []
     for part in points.to(predictor.device).split(_AT_ONCE):
         labels = torch.ones(len(part), 1, dtype=torch.int, device=part.device)
@@ -61,3 +63,7 @@ def grid_scores(sam: Sam, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         stability = calculate_stability_score(logits.flatten(0, 1), sam.mask_threshold, 1.0)
         stabilities.append(stability.nan_to_num(0.0).cpu().numpy())  # where a mask is empty
     return np.concatenate(ious), np.concatenate(stabilities)
+
+
+def _rounded(value: float) -> float:
+    return max(0, math.floor(value * 100 + 1e-6)) / 100
