@@ -243,7 +243,7 @@ def test_everything_stops(page) -> None:
 def test_threads_without_headers_from_the_host(page) -> None:
     assert page.evaluate("crossOriginIsolated")
     said = page.inner_text("#said")
-    assert "WebAssembly, 1 thread" not in said and "photographs never leave this machine" in said
+    assert "WebAssembly, 1 thread" not in said and "photographs stay on this machine" in said
 
 
 def test_a_photograph_to_its_first_mask_and_offline(context, site: Site, tmp_path: Path) -> None:

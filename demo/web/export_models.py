@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import warnings
 from collections.abc import Callable
-from io import BytesIO
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from pack_weights import WeightFile, pack
-from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -26,17 +24,18 @@ from sam_bigltl.bench.macs import count_macs
 from sam_bigltl.convert.export import decoder_program, encoder_program, fixed_encoder, to_onnx
 from sam_bigltl.convert.onnx_files import DECODER, ENCODER
 from sam_bigltl.convert.registry import default_checkpoint
+from sam_bigltl.demo.api import HOME
+from sam_bigltl.demo.examples import Example, examples
+from sam_bigltl.demo.photos import MOST_BYTES
+from sam_bigltl.demo.thresholds import find_options
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 from sam_bigltl.modeling.encoder import BigLittleEncoder
-from sam_bigltl.predict.samples import sample_photos
 
 PUBLIC = Path(__file__).resolve().parent / "public"
 DENSE = "encoder_dense"
 LEAST_TOKENS = 16  # so few are the graph's smallest selection
 SIZE = 25_000_000  # bytes of graphs and weights together, at most for a page that opens quickly
-MOST_BYTES = 40 * 2**20  # of a photograph
 MOST_SIDE = 1280  # of masks on the page, pixels
-THUMBNAIL = (384, 144)
 CHECKED = 64  # numbers of an embedding
 
 
@@ -113,15 +112,15 @@ def export(sam: Sam, folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def describe(sam: Sam, name: str, examples: list[dict[str, str]]) -> dict[str, Any]:
+def describe(sam: Sam, name: str, photos: list[Example]) -> dict[str, Any]:
     """What the page has to know of the model."""
     encoder = sam.image_encoder
     return {
         "info": {
             "model": name, "routed": True, "keep_ratio": 0.5, "min_keep_ratio": 0.25, "max_bytes": MOST_BYTES,
-            "max_side": MOST_SIDE, "examples": examples, "version": __version__, "local": True,
-            "everything": {"points_per_side": 12, "pred_iou_thresh": 0.4, "stability_score_thresh": 0.6},
-            "home": "https://arxiv.org/abs/2410.10267",
+            "max_side": MOST_SIDE, "version": __version__, "local": True, "home": HOME,
+            "everything": asdict(find_options(sam, [photo.image for photo in photos])),
+            "examples": [{"name": each.name, "title": each.title, "thumbnail": each.thumbnail} for each in photos],
         },
         "image_size": encoder.img_size, "patch_size": encoder.patch_size,
         "pixel_mean": sam.pixel_mean.flatten().tolist(), "pixel_std": sam.pixel_std.flatten().tolist(),
@@ -165,22 +164,13 @@ def costs(sam: Sam) -> dict[str, Any]:
     return {"dense": of([1.0] * stages), "base": least - low * sum(slopes), "share": shares}
 
 
-def write_examples(folder: Path) -> list[dict[str, str]]:
-    """The photographs that come inside scikit-image, where it is installed, and what the page says of them."""
+def write_examples(folder: Path) -> list[Example]:
+    """The demo's photographs to try, as files."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        photos = sample_photos()
-    except InputError:
-        return []
-    examples = []
-    for photo in photos:
-        image, small = Image.fromarray(photo.image), BytesIO()
-        image.save(folder / f"{photo.name}.png")
-        image.thumbnail(THUMBNAIL)
-        image.save(small, "JPEG", quality=80)
-        thumbnail = "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode("ascii")
-        examples.append({"name": photo.name, "title": photo.name.capitalize(), "thumbnail": thumbnail})
-    return examples
+    found = examples()
+    for example in found:
+        (folder / f"{example.name}.png").write_bytes(example.content)
+    return found
 
 
 def run(args: Any) -> None:

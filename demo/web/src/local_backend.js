@@ -4,6 +4,7 @@ import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').Backend} Backend */
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').KeepRatio} KeepRatio */
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').Prompt} Prompt */
+/** @typedef {{provider: string, threads: number, gpuFailed: boolean}} Runs */
 /** @typedef {(value: any) => void} Settle */
 /** @typedef {{resolve: Settle, reject: Settle, progress?: Settle}} Waiting */
 
@@ -11,7 +12,7 @@ import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 export class LocalBackend {
   /**
    * @param {string} home   address of the folder that holds `models` and `examples`
-   * @param {boolean} gpu   whether WebGPU may be used
+   * @param {import('./worker.js').Gpu} gpu   on what WebGPU may run
    */
   constructor(home, gpu) {
     this.home = home;
@@ -29,7 +30,7 @@ export class LocalBackend {
     };
     /** @type {Promise<import('./engine.js').Model>|null} */
     this.model = null;
-    /** @type {{provider: string, threads: number, gpuFailed: boolean}|null}   what runs the model, once it is known */
+    /** @type {Promise<Runs>|null}   what runs the model */
     this.runs = null;
   }
 
@@ -46,7 +47,8 @@ export class LocalBackend {
     const response = await fetch(folder + 'model.json').catch(() => null);
     if (!response?.ok) throw new BackendError('The model is not beside this page: models/model.json cannot be read.');
     const model = await response.json();
-    this.runs = await this.send('start', [{ folder, model, gpu: this.gpu }]);
+    this.runs = this.send('start', [{ folder, model, gpu: this.gpu }]);
+    this.runs.catch(() => {}); // whoever calls next is told
     return model;
   }
 

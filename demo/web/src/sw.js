@@ -30,7 +30,7 @@ async function keep() {
     const cache = await caches.open(CACHE);
     for (const file of files) {
       const url = new URL(file, worker.registration.scope).href;
-      if (!await cache.match(url)) await cache.put(url, await fetched(url));
+      if (!await cache.match(url)) await stored(cache, url);
     }
     return 'kept';
   } catch {
@@ -38,35 +38,50 @@ async function keep() {
   }
 }
 
+/** @type {Map<string, Promise<void>>} */
+const coming = new Map();
+
+/**
+ * Fetch a file into the cache, once, also where the page asks for it meanwhile.
+ *
+ * @param {Cache} cache
+ * @param {string} url
+ */
+function stored(cache, url) {
+  const under = coming.get(url) ?? fetched(url).then((response) => {
+    if (!response.ok) throw new Error(url);
+    return cache.put(url, response);
+  }).finally(() => coming.delete(url));
+  coming.set(url, under);
+  return under;
+}
+
 worker.addEventListener('fetch', (/** @type {any} */ event) => {
   const url = new URL(event.request.url);
   if (event.request.method !== 'GET' || url.origin !== worker.location.origin) return;
-  if (url.href.startsWith(worker.registration.scope)) event.respondWith(answer(url, event.request.mode === 'navigate'));
+  if (url.href.startsWith(worker.registration.scope)) event.respondWith(answer(url));
 });
 
-/**
- * @param {URL} url
- * @param {boolean} page
- */
-async function answer(url, page) {
+/** @param {URL} url */
+async function answer(url) {
   url.search = url.hash = '';
-  if (page && url.href === worker.registration.scope) url.pathname += 'index.html';
-  const cache = await caches.open(CACHE), kept = await cache.match(url.href);
-  if (kept) return isolated(kept);
-  const response = await fetched(url.href, false);
-  const file = url.href.slice(worker.registration.scope.length);
-  if (response.ok && (files.includes(file) || optional.includes(file))) await cache.put(url.href, response.clone());
-  return isolated(response);
+  if (url.href === worker.registration.scope) url.pathname += 'index.html';
+  const cache = await caches.open(CACHE), file = url.href.slice(worker.registration.scope.length);
+  if (files.includes(file) || optional.includes(file)) {
+    try {
+      if (!await cache.match(url.href)) await stored(cache, url.href);
+      const kept = await cache.match(url.href);
+      if (kept) return isolated(kept);
+    } catch {
+      // no room, or no such file any more: the host answers
+    }
+  }
+  return isolated(await fetched(url.href));
 }
 
-/**
- * @param {string} url
- * @param {boolean} [must]   fail where there is no such file
- */
-async function fetched(url, must = true) {
-  const response = await fetch(url, { cache: 'no-cache', credentials: 'same-origin' });
-  if (must && !response.ok) throw new Error(url);
-  return response;
+/** @param {string} url */
+function fetched(url) {
+  return fetch(url, { cache: 'no-cache', credentials: 'same-origin' });
 }
 
 /** @param {Response} response */

@@ -3,6 +3,8 @@ import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 import { Engine } from './engine.js';
 import { Runtime } from './runtime.js';
 
+/** @typedef {'none'|'real'|'any'} Gpu   any: one that the processor simulates, too */
+
 /** @type {Promise<Engine>|null} */
 let engine = null;
 const stopped = new Set();
@@ -10,10 +12,10 @@ const stopped = new Set();
 /**
  * The engine on the GPU, where that is wanted, there, and computes what it should; else on the processor.
  *
- * @param {{folder: string, model: import('./engine.js').Model, gpu: boolean}} given
+ * @param {{folder: string, model: import('./engine.js').Model, gpu: Gpu}} given
  */
 async function start({ folder, model, gpu }) {
-  if (gpu && await hasGpu()) {
+  if (await hasGpu(gpu)) {
     try {
       const onGpu = new Engine(model, await Runtime.start(folder, 'webgpu'));
       if (await onGpu.computes()) return onGpu;
@@ -25,10 +27,12 @@ async function start({ folder, model, gpu }) {
   return new Engine(model, await Runtime.start(folder, 'wasm'));
 }
 
-async function hasGpu() {
+/** @param {Gpu} wanted */
+async function hasGpu(wanted) {
+  if (wanted === 'none') return false;
   try {
     const adapter = await /** @type {any} */ (navigator).gpu?.requestAdapter();
-    return Boolean(adapter) && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
+    return Boolean(adapter) && (wanted === 'any' || !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter));
   } catch {
     return false;
   }
