@@ -76,3 +76,9 @@ test('a polygon that would take all memory is refused', () => {
   const ring = Float64Array.from({ length: 200000 }, (_, at) => (at % 4 < 2 ? -1e300 : 1e300));
   expect(() => fillRing(new Uint8Array(1000), 1, 1000, ring)).toThrow('too intricate');
 });
+
+test('thousands of parts and holes are one line, too', () => {
+  const bits = noise(160, 150, 0.45, 3), parts = polygonsOf(encode(bits, 160, 150), 0);
+  expect(parts.length).toBeGreaterThan(2000);
+  expect(filled(parts, 160, 150)).toEqual(bits);
+});

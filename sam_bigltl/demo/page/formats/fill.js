@@ -28,8 +28,10 @@ export function fillRing(bits, width, height, ring) {
   for (let y = 0; y < height; y++) count[y + 1] += count[y];
   const crossings = new Float64Array(count[height]), places = count.slice();
   for (let b = 0, a = ring.length - 2; b < ring.length; a = b, b += 2) {
-    const [from, to] = rowsOf(a, b), slope = (ring[b] - ring[a]) / (ring[b + 1] - ring[a + 1]);
-    for (let y = from; y < to; y++) crossings[places[y]++] = ring[a] + (y + 0.5 - ring[a + 1]) * slope;
+    // From its upper end, so that a line there and the same line back cross a row at the same place exactly.
+    const [from, to] = rowsOf(a, b), [upper, lower] = ring[a + 1] < ring[b + 1] ? [a, b] : [b, a];
+    const slope = (ring[lower] - ring[upper]) / (ring[lower + 1] - ring[upper + 1]);
+    for (let y = from; y < to; y++) crossings[places[y]++] = ring[upper] + (y + 0.5 - ring[upper + 1]) * slope;
   }
   for (let y = 0; y < height; y++) {
     const row = crossings.subarray(count[y], count[y + 1]).sort();

@@ -12,7 +12,8 @@ const MOST = 255; // numbers beside that of the background
  */
 export function maskPng(mask) {
   const { width, height } = mask, bits = decode(mask);
-  return greyPng({ width, height }, (y, rows) => bits.subarray(y * width, (y + rows) * width).map((bit) => bit * 255));
+  for (let at = 0; at < bits.length; at++) bits[at] = -bits[at]; // 255 of a byte
+  return greyPng({ width, height }, (y, rows) => bits.subarray(y * width, (y + rows) * width));
 }
 
 /**

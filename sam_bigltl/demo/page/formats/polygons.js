@@ -22,6 +22,8 @@ export function polygonsOf(rle, tolerance = 0) {
   return parts.sort((a, b) => (areas.get(b) ?? 0) - (areas.get(a) ?? 0));
 }
 
+const MOST_SEARCHED = 500; // rings; with more of them the nearest corners would take too long to find
+
 /**
  * Rings as a single one, for formats that know neither holes nor parts: the others hang on lines without width, which
  * go there and back, so that what is inside stays the same.
@@ -30,35 +32,54 @@ export function polygonsOf(rle, tolerance = 0) {
  * @returns {number[]}
  */
 export function asOneRing(rings) {
-  let whole = Array.from(rings[0] ?? []);
-  for (const ring of rings.slice(1)) {
-    const [at, from] = nearest(whole, ring), line = [];
-    for (let index = 0; index <= ring.length; index += 2) { // round and back to where it began
-      const place = (from + index) % ring.length;
-      line.push(ring[place], ring[place + 1]);
+  const [first = [], ...others] = rings, from = others.map(leftmost);
+  /** @type {Map<number, number[]>} */
+  const hanging = new Map(); // which of the others hang on which corner of the first
+  others.forEach((ring, index) => {
+    const at = others.length > MOST_SEARCHED ? 0 : nearest(first, ring[from[index]], ring[from[index] + 1]);
+    const there = hanging.get(at);
+    if (there) there.push(index);
+    else hanging.set(at, [index]);
+  });
+  const whole = [];
+  for (let at = 0; at < first.length; at += 2) {
+    whole.push(first[at], first[at + 1]);
+    for (const index of hanging.get(at) ?? []) {
+      const ring = others[index];
+      for (let step = 0; step <= ring.length; step += 2) { // round and back to where it began
+        const place = (from[index] + step) % ring.length;
+        whole.push(ring[place], ring[place + 1]);
+      }
+      whole.push(first[at], first[at + 1]);
     }
-    whole = [...whole.slice(0, at + 2), ...line, ...whole.slice(at)];
   }
   return whole;
 }
 
+/** @param {Ring} ring */
+function leftmost(ring) {
+  let best = 0;
+  for (let index = 2; index < ring.length; index += 2) if (ring[index] < ring[best]) best = index;
+  return best;
+}
+
 /**
- * Which corners of two rings lie near each other. Of the second only its leftmost is tried.
+ * The corner of a ring that is nearest to a place.
  *
  * @param {Ring} ring
- * @param {Ring} other
+ * @param {number} x
+ * @param {number} y
  */
-function nearest(ring, other) {
-  let from = 0, at = 0, least = Infinity;
-  for (let index = 2; index < other.length; index += 2) if (other[index] < other[from]) from = index;
+function nearest(ring, x, y) {
+  let best = 0, least = Infinity;
   for (let index = 0; index < ring.length; index += 2) {
-    const distance = (ring[index] - other[from]) ** 2 + (ring[index + 1] - other[from + 1]) ** 2;
+    const distance = (ring[index] - x) ** 2 + (ring[index + 1] - y) ** 2;
     if (distance < least) {
       least = distance;
-      at = index;
+      best = index;
     }
   }
-  return [at, from];
+  return best;
 }
 
 /**
