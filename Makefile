@@ -66,7 +66,7 @@ test-browser: $(STAMP)
 	@command -v chromium chromium-browser google-chrome >/dev/null || { \
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update && apt-get install -y chromium; \
 	else $(VENV)/bin/python -m playwright install chromium; fi; }
-	$(VENV)/bin/python -m pytest -s tests/test_demo_browser.py
+	$(VENV)/bin/python -m pytest -s tests/test_demo_browser.py tests/test_demo_page*.py
 
 # The banner that is turned off speaks of mkdocs 2, which is not used here.
 docs: $(STAMP)

@@ -171,8 +171,8 @@ class User:
 
     @property
     def scene(self) -> dict[str, Any]:
-        """What the page would keep: the scene in its own words."""
-        return self.js("JSON.parse(JSON.stringify(window.app.work.scene))")
+        """The scene in the page's own words."""
+        return self.js("JSON.parse(JSON.stringify(root.app.work.scene))")
 
     @property
     def notice(self) -> str:

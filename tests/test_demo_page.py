@@ -207,7 +207,7 @@ def test_hover_shows_the_mask_of_a_click_only_where_the_decoder_is_quick(browser
     own.open(photo)
     plain = own.colour_at(200, 140)
     own.page.mouse.move(*own.at(200, 150))
-    own.wait("window.app.work.hover.mask !== null")
+    own.wait("root.app.work.hover.mask !== null")
     assert own.colour_at(200, 140) != plain and prompts(own)[0]["points"] == []
     began = own.js("performance.now()")
     asked = own.js("control.calls.filter((name) => name === 'masks').length")
@@ -218,12 +218,12 @@ def test_hover_shows_the_mask_of_a_click_only_where_the_decoder_is_quick(browser
     own.find(".preview input").click()
     own.page.mouse.move(*own.at(220, 150))
     own.page.wait_for_timeout(250)
-    assert own.js("window.app.work.hover.mask") is None
+    assert own.js("root.app.work.hover.mask") is None
     own.close()
     slow = User(browser, f"{address}?decoder=80")
     slow.open(photo)
     slow.click(200, 150)
     slow.page.mouse.move(*slow.at(100, 100))
     slow.page.wait_for_timeout(250)
-    assert slow.js("window.app.work.hover.mask") is None and slow.find(".preview input").is_disabled()
+    assert slow.js("root.app.work.hover.mask") is None and slow.find(".preview input").is_disabled()
     slow.close()

@@ -54,7 +54,7 @@ def test_a_reload_brings_everything_back(user: User, photo: Path) -> None:
         user.wait("root.dataset.photo === 'disc.png'")
         user.idle()
         assert user.scene == before
-        assert user.js("window.app.work.settings.keepRatio") == "auto"
+        assert user.js("root.app.work.settings.keepRatio") == "auto"
         assert user.js("control.calls.includes('open')"), "the photograph was not sent again"
     user.press("z")
     assert user.scene["objects"][0]["name"] == "object 1"  # the history comes back as well

@@ -121,7 +121,7 @@ def test_axe_finds_nothing_serious(browser, address: str, photo: Path, name: str
     own.js("root.shadowRoot.querySelectorAll('.help').forEach((each) => each.click())")
     own.find("summary >> text=Encoder").scroll_into_view_if_needed()
     own.find("aside .check input").nth(1).check()
-    own.js("window.app.work.say('Something went wrong.', true, () => {})")
+    own.js("root.app.work.say('Something went wrong.', true, () => {})")
     own.idle()
     check()
     own.close()

@@ -146,11 +146,12 @@ async function build(root, page, backend, info, session) {
       bin.style.top = (place[1] > 60 ? place[1] - 58 : place[1] + 18) + 'px';
     }
     clock();
-    root.dataset.state = waitingFor(work) || work.answers.waiting || work.progress ? 'busy' : 'idle';
+    root.dataset.state = waitingFor(work, stage) || work.answers.waiting || work.progress ? 'busy' : 'idle';
     root.dataset.photo = work.photo?.name ?? '';
   }
 
   for (const name of ['pagehide', 'visibilitychange']) window.addEventListener(name, () => session.flush(), true);
+  Object.assign(root, { app }); // for scripts, and for whoever looks into a fault
   const saved = await session.restore();
   if (saved) work.restore(saved);
   else session.others().then(files.offer);

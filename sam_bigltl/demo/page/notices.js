@@ -26,7 +26,7 @@ export function makeNotices(app) {
     if (spoken.textContent !== words) spoken.textContent = words;
     if (silent.textContent) silent.textContent = '';
     again.hidden = !said?.retry;
-    const waits = waitingFor(work);
+    const waits = waitingFor(work, stage);
     busy.hidden = !waits;
     if (waits) busy.children[1].textContent = waits;
     stage.element.ariaBusy = String(Boolean(waits));
@@ -42,11 +42,13 @@ export function makeNotices(app) {
  * What the user waits for, in a few words.
  *
  * @param {import('./work.js').Work} work
+ * @param {import('./stage.js').Stage} stage
  */
-export function waitingFor(work) {
+export function waitingFor(work, stage) {
   if (work.opening) return 'opening ' + work.opening;
   if (work.offline) return 'the server does not answer: trying again';
   if (!work.photo) return '';
+  if (stage.loading) return 'opening ' + work.photo.name;
   if (work.encodingNow) return 'encoding';
   const active = activeOf(work.scene);
   if (work.answers.waiting && hasPrompt(active) && !work.shown(active)?.fresh) return 'computing the mask';

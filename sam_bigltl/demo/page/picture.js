@@ -30,7 +30,7 @@ export class Picture {
       full?.close();
       full = await bitmap(await preview());
     }
-    if (!full) throw new Error('this browser cannot show it');
+    if (!full) throw new Error('This browser cannot read its file.');
     const longest = Math.max(full.width, full.height);
     if (longest <= SMALL) return new Picture(full, null, size);
     const resizeWidth = Math.max(1, Math.round(full.width * SMALL / longest));

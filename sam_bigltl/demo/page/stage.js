@@ -8,6 +8,7 @@ import {
   activeOf, addPoint, addStroke, adoptRegions, deleteBox, deletePoint, movePoint, setBox,
 } from './scene.js';
 import { fit, onPhoto, pan, pinch, resized, toPhoto, toStage, zoomAt } from './view.js';
+import { lineOf } from './work.js';
 
 /**
  * @typedef {import('./types.js').Mode} Mode
@@ -37,6 +38,7 @@ export class Stage {
     /** @type {Picture|null} */
     this.picture = null;
     this.serial = 0;
+    this.loading = false;
     this.view = { scale: 1, left: 0, top: 0 };
     /** @type {{width: number, height: number}} */
     this.size = NOWHERE;
@@ -86,13 +88,18 @@ export class Stage {
       this.element.style.setProperty('--aspect', String(photo.width / photo.height));
       this.size = NOWHERE;
       this.measure();
+      this.loading = true;
       try {
         const preview = () => work.steady.run(() => work.backend.preview(work.key), work.life.signal);
         const picture = await Picture.open(blob, photo, preview);
         if (serial !== this.serial) picture.close();
         else this.picture = picture;
       } catch (error) {
-        work.say('The photograph cannot be shown: ' + (error instanceof Error ? error.message : error) + '.', true);
+        if (serial === this.serial) work.say('The photograph cannot be shown. ' + lineOf(error), true);
+      }
+      if (serial === this.serial) {
+        this.loading = false;
+        this.onChange(); // small pictures of it elsewhere on the page
       }
     }
     if (this.selected && !this.stillThere(this.selected)) this.selected = null;
