@@ -281,6 +281,7 @@ def test_the_command_line_says_one_line(tmp_path):
 
 def test_the_demo_has_the_same_limit():
     from sam_bigltl.demo.photos import open_photo
+    from sam_bigltl.predict.resize import ResizeLongestSideFloat32
 
     with pytest.raises(InputError, match="80 megapixels"):
-        open_photo(png_of(9000, 8900), "a.png", 1280)
+        open_photo(png_of(9000, 8900), "a.png", ResizeLongestSideFloat32(1024), 1280)

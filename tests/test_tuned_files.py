@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,15 +262,17 @@ def test_demo(sam, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     import sam_bigltl.demo.app as app
     import sam_bigltl.demo.engine as engine
+    import sam_bigltl.demo.thresholds as thresholds
 
     class Served(Exception):
         pass
 
-    def serve(engine, keep_ratio, *_):
-        raise Served(engine, keep_ratio)
+    def serve(engine, settings, *_):
+        raise Served(engine.format, settings.keep_ratio)
 
-    monkeypatch.setattr(app, "build_app", serve)
-    monkeypatch.setattr(engine, "Engine", lambda *given: given[2:4])
+    monkeypatch.setattr(app, "Demo", serve)
+    monkeypatch.setattr(engine, "Engine", lambda *given: SimpleNamespace(format=given[2:4], sam=None))
+    monkeypatch.setattr(thresholds, "find_options", lambda *_: None)
     path, here = written(sam, tmp_path), choose(torch.device("cpu"))
     asked = {("--tuned",): (("bfloat16", False), 0.5), ("--tuned", "--keep-ratio", "1"): (("bfloat16", False), 1.0),
              ("--dtype", "float32"): (("float32", False), 0.5), (): ((here.dtype, here.native), 0.5)}  # fmt: skip

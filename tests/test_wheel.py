@@ -87,9 +87,8 @@ def wheel(checkout, compiler, tmp_path_factory) -> Path:
 
 def expected_package() -> set[str]:
     """Without the compiled kernels."""
-    sources = {
-        path for pattern in ("*.py", "*.cpp", "*.h", "canvas.*") for path in (ROOT / "sam_bigltl").rglob(pattern)
-    }
+    sources = {path for pattern in ("*.py", "*.cpp", "*.h") for path in (ROOT / "sam_bigltl").rglob(pattern)}
+    sources |= {path for path in (ROOT / "sam_bigltl" / "demo" / "page").rglob("*") if path.is_file()}
     weights = {"sam_bigltl/weights/bigltl_mini.safetensors", "sam_bigltl/weights/MODEL_CARD.md"}
     return {path.relative_to(ROOT).as_posix() for path in sources} | weights
 

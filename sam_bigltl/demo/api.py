@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Send
 
 from ..errors import InputError, in_one_line
 from ..modeling.trunk import KeepRatio
@@ -171,9 +172,9 @@ class Api:
             message.share("stability_score_thresh"),
         )  # fmt: skip
         encoded = await self._encoded(request, photo, ratio)
-        return StreamingResponse(self._regions(photo, encoded, options), media_type="application/x-ndjson")
+        return _Lines(self._regions(photo, encoded, options), media_type="application/x-ndjson")
 
-    async def _regions(self, photo: Photo, encoded: Encoded, options: Options) -> AsyncIterator[str]:
+    async def _regions(self, photo: Photo, encoded: Encoded, options: Options) -> AsyncGenerator[str, None]:
         news: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         stop, loop = threading.Event(), asyncio.get_running_loop()
 
@@ -195,11 +196,10 @@ class Api:
                 _LOG.exception("everything mode")
                 tell(error=_DEFECT)
 
+        yield _line({"done": 0.0, "found": 0})
         try:
             async with self._everything:
-                yield _line({"done": 0.0, "found": 0})
-                thread = threading.Thread(target=work, daemon=True)
-                thread.start()
+                threading.Thread(target=work, daemon=True).start()
                 while True:
                     line = await news.get()
                     yield _line(line)
@@ -236,6 +236,16 @@ class Api:
         if (found := self.engine.kept(photo, keep_ratio)) is not None:
             return found
         return await _run(request, self._encoding, lambda: self.engine.encode(photo, keep_ratio))
+
+
+class _Lines(StreamingResponse):
+    """One that ends its iterator at once, and in its own task, where the connection ends."""
+
+    async def stream_response(self, send: Send) -> None:
+        """Send everything."""
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
 
 
 class _Left(Exception):
