@@ -1,6 +1,7 @@
 # make quickstart   segment photographs with the shipped model
 # make demo         serve the demo at http://127.0.0.1:7860
 # make demo-web     build the demo that needs no server, and serve it at http://127.0.0.1:8000
+# make web          build it in demo/web/dist, for a host of static files
 # make test         run the tests
 # make lint         check style, types and the direction of imports
 # make test-browser run the demo's tests in Chromium, which it installs where there is none
@@ -25,7 +26,7 @@ WEB := demo/web
 WEB_MODULES := $(WEB)/node_modules/.package-lock.json
 WEB_MODEL := $(WEB)/public/models/model.json
 
-.PHONY: quickstart demo demo-web test test-web lint test-browser docs wheel sanitize clean distclean
+.PHONY: quickstart demo demo-web web test test-web lint test-browser docs wheel sanitize clean distclean
 
 quickstart: $(STAMP)
 	$(VENV)/bin/python demo/quickstart.py
@@ -33,9 +34,11 @@ quickstart: $(STAMP)
 demo: $(STAMP)
 	$(VENV)/bin/python demo/app.py
 
-demo-web: $(WEB_MODULES) $(WEB_MODEL)
-	cd $(WEB) && npm run --silent build -- --logLevel warn
+demo-web: web
 	$(VENV)/bin/python $(WEB)/serve.py
+
+web: $(WEB_MODULES) $(WEB_MODEL)
+	cd $(WEB) && npm run --silent build -- --logLevel warn
 
 test-web: $(WEB_MODULES)
 	cd $(WEB) && npm run --silent lint && npm run --silent test
@@ -67,6 +70,8 @@ test-browser: $(STAMP)
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update && apt-get install -y chromium; \
 	else $(VENV)/bin/python -m playwright install chromium; fi; }
 	$(VENV)/bin/python -m pytest -s tests/test_demo_browser.py tests/test_demo_page*.py
+	@! command -v npm >/dev/null || $(MAKE) --no-print-directory web
+	$(VENV)/bin/python -m pytest -s -m slow tests/test_demo_web.py
 
 # The banner that is turned off speaks of mkdocs 2, which is not used here.
 docs: $(STAMP)

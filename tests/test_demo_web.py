@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -23,16 +24,18 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip insta
 from sam_bigltl import SamAutomaticMaskGenerator, load_sam
 from sam_bigltl.convert.export import export_onnx
 from sam_bigltl.convert.registry import default_checkpoint
+from sam_bigltl.data.images import decode_image
 from sam_bigltl.predict.onnx_predictor import OnnxSamPredictor
 from sam_bigltl.predict.samples import sample_photos
 
 WEB = Path(__file__).resolve().parents[1] / "demo" / "web"
 sys.path.insert(0, str(WEB))
-from serve import open_server
+from serve import Handler, open_server
 
 DIST = WEB / "dist"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
+    pytest.mark.slow,  # `make test-browser` runs it
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: make test-browser installs it"),
     pytest.mark.skipif(not (DIST / "sw.js").is_file(), reason="the page is not built: make demo-web"),
 ]
@@ -57,10 +60,18 @@ class Site:
         shutil.copytree(DIST, folder / "some" / "folder")
         (folder / "index.html").touch()
         self.folder = folder
+        self.requests: list[str] = []
         self.start()
 
     def start(self, port: int | None = None) -> None:
         self.server = open_server(self.folder, port)
+        requests = self.requests
+
+        class Noting(Handler):
+            def log_message(self, format: str, *args: object) -> None:
+                requests.append(str(args[0]))
+
+        self.server.RequestHandlerClass = partial(Noting, directory=str(self.folder))
         self.port = self.server.server_port
         self.address = f"http://127.0.0.1:{self.port}/some/folder/"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -171,12 +182,21 @@ def test_a_small_view_and_the_full_size(page, reference) -> None:
         assert iou(pixels(full), mask) >= 0.99
 
 
-def test_upright_as_the_camera_says(page) -> None:
+def test_a_jpeg_is_upright_as_the_camera_says(page, reference) -> None:
+    ratio, predictor = reference
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = np.zeros((40, 60, 3), np.uint8)
-    opened = opening(page, encoded(image, "JPEG", exif=exif), "turned.jpg")["value"]
-    assert (opened["width"], opened["height"]) == (40, 60)
+    content = encoded(sample_photos()[1].image, "JPEG", quality=90, exif=exif)
+    opened = opening(page, content, "turned.jpg")["value"]
+    assert (opened["width"], opened["height"]) == (400, 600)
+    predictor.set_image(decode_image(content, "turned.jpg"))
+    answer = call(
+        page, "masks", opened["key"], ratio, {"points": [[260, 300]], "labels": [1], "box": [155, 168, 385, 425]}
+    )
+    masks, _, _ = predictor.predict(np.array([[260, 300]]), np.array([1]), np.array([155, 168, 385, 425]))
+    overlaps = [iou(pixels(rle), mask) for rle, mask in zip(answer["masks"], masks)]
+    print("turned JPEG", ratio, [round(value, 4) for value in overlaps])
+    assert min(overlaps) >= 0.98  # the browser's decoder rounds otherwise
 
 
 @pytest.mark.parametrize(("content", "name", "said"), [
@@ -238,6 +258,13 @@ def test_everything_stops(page) -> None:
         return failed;
     }""", key)  # fmt: skip
     assert stopped == "AbortError"
+
+
+def test_no_file_is_fetched_twice(page, site: Site) -> None:
+    """Neither by the page and the service worker, nor before and after the page is isolated."""
+    for name in ("weights.bin", "encoder.onnx", "ort-wasm-simd-threaded"):
+        fetched = [line for line in site.requests if name in line]
+        assert len(fetched) == len(set(fetched)) > 0, fetched
 
 
 def test_threads_without_headers_from_the_host(page) -> None:

@@ -51,7 +51,7 @@ export class Engine {
     const photo = await readPhotograph(file, name, this.model.image_size, this.model.info.max_bytes);
     keep(this.photos, photo.key, photo, KEPT_PHOTOS);
     const { key, width, height } = photo;
-    return { key, name, width, height, note: `${width} x ${height} px` };
+    return { key, name, width, height, note: '' }; // nothing was reduced
   }
 
   /** @param {string} key */
