@@ -106,7 +106,7 @@ def status(address: str, host: str | None = None) -> int:
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_it_serves_on_ipv6_and_asks_whom_the_environment_names():
-    """The address was http://::1:7860, and the start never ended."""
+    """An address with colons needs brackets."""
     said, process = served(["--host", "::1", "--dtype", "float32"], {"SAM_BIGLTL_AUTH": "ann:secret"})
     try:
         address = re.search(r"the demo is at (http://\[::1\]:\d+/)", said)
