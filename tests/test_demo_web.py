@@ -196,7 +196,7 @@ def test_a_jpeg_is_upright_as_the_camera_says(page, reference) -> None:
     masks, _, _ = predictor.predict(np.array([[260, 300]]), np.array([1]), np.array([155, 168, 385, 425]))
     overlaps = [iou(pixels(rle), mask) for rle, mask in zip(answer["masks"], masks)]
     print("turned JPEG", ratio, [round(value, 4) for value in overlaps])
-    assert min(overlaps) >= 0.98  # the browser's decoder rounds otherwise
+    assert min(overlaps) >= 0.99  # though another decoder has rounded
 
 
 @pytest.mark.parametrize(("content", "name", "said"), [
