@@ -91,7 +91,7 @@ class Engine:
                 self._countable.to(torch.bfloat16)
         self.sam.image_encoder.compute_in(dtype, native)
         self.transform = SamPredictor(self.sam).transform
-        self._encoder_lock = threading.Lock()
+        self._encoder_lock = threading.RLock()
         self._macs: dict[KeepRatio, float] = {}
         side = self.sam.image_encoder.img_size
         self.encode(Photo("", (side, side), (8, 8), np.zeros((side, side, 3), np.uint8)), 1.0)  # the first is slow
@@ -113,13 +113,13 @@ class Engine:
             predictor = SamPredictor(self.sam, strict=True)
             pixels = torch.as_tensor(photo.pixels, device=self.device).permute(2, 0, 1).contiguous()[None]
             milliseconds, _ = timed(lambda: predictor.set_torch_image(pixels, photo.size), self.device)
-        embedding = predictor.get_embedding()
-        encoded = Encoded(
-            Embedding(embedding.features, embedding.sizes), milliseconds, stage_pictures(embedding.route),
-            self._gmacs(embedding.route),
-        )  # fmt: skip
-        self.store.put((photo.key, keep_ratio), encoded, encoded.bytes)
-        return encoded
+            embedding = predictor.get_embedding()
+            encoded = Encoded(
+                Embedding(embedding.features, embedding.sizes), milliseconds, stage_pictures(embedding.route),
+                self._gmacs(embedding.route),
+            )  # fmt: skip
+            self.store.put((photo.key, keep_ratio), encoded, encoded.bytes)
+            return encoded
 
     def masks(self, photo: Photo, encoded: Encoded, prompt: Prompt) -> Masks:
         """What `SamPredictor.predict` answers to `prompt`, with masks of the view's size."""
