@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -29,7 +28,6 @@ from sam_bigltl.predict.onnx_predictor import OnnxSamPredictor
 from sam_bigltl.predict.samples import sample_photos
 
 WEB = Path(__file__).resolve().parents[1] / "demo" / "web"
-sys.path.insert(0, str(WEB))
 from serve import Handler, open_server
 
 DIST = WEB / "dist"

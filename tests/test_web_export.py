@@ -17,16 +17,15 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnx onnxscript")
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "demo" / "web"))
 from export_models import LEAST_TOKENS, NAMES, costs, counted_program, sampled_embedding
+from onnx import TensorProto, helper, numpy_helper
 from pack_weights import WeightFile, pack
 
 from sam_bigltl.bench.macs import count_macs
 from sam_bigltl.convert.export import to_onnx
 from sam_bigltl.convert.onnx_files import ENCODER
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
