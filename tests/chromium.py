@@ -125,7 +125,7 @@ class User:
             arg=[expression, self.root], timeout=timeout,
         )  # fmt: skip
 
-    def idle(self, timeout: float = 20000) -> None:
+    def idle(self, timeout: float = 60000) -> None:
         """Until nothing is computed any more and all of it is drawn."""
         self.frames()
         self.wait("root.dataset.state === 'idle'", timeout)

@@ -26,6 +26,9 @@ test('small regions lie above large ones', () => {
 
 test('bounds and overlap', () => {
   expect(boundsOf({ bits: Uint8Array.of(0, 0, 0, 0, 1, 1), width: 3, height: 2 })).toEqual([1, 1, 2, 1]);
+  const specks = new Uint8Array(100).fill(1, 40, 60);
+  expect(boundsOf({ bits: specks.with(3, 1), width: 10, height: 10 }, 0.05)).toEqual([0, 4, 10, 2]);
+  expect(boundsOf({ bits: specks.with(3, 1), width: 10, height: 10 }, 0)).toEqual([0, 0, 10, 6]);
   expect(boundsOf({ bits: new Uint8Array(6), width: 3, height: 2 })).toBe(null);
   expect(iouOf(Uint8Array.of(1, 1, 0), Uint8Array.of(0, 1, 1))).toBeCloseTo(1 / 3);
   expect(iouOf(new Uint8Array(3), new Uint8Array(3))).toBe(1);

@@ -47,7 +47,7 @@ export function makeCandidates(app) {
   function draw(masks, colour) {
     const { photo, size } = work, { picture } = stage;
     const bitmaps = masks && photo ? masks.map((mask) => plain(mask, photo, size)) : [];
-    const around = frame(bitmaps.map(boundsOf), size);
+    const around = frame(bitmaps.map((bitmap) => boundsOf(bitmap)), size);
     buttons.forEach(({ canvas }, index) => {
       const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext('2d')), bitmap = bitmaps[index];
       pen.clearRect(0, 0, canvas.width, canvas.height);
@@ -56,7 +56,8 @@ export function makeCandidates(app) {
       const left = (canvas.width - around[2] * scale) / 2 - around[0] * scale;
       const top = (canvas.height - around[3] * scale) / 2 - around[1] * scale;
       if (picture) pen.drawImage(picture.small, left, top, size.width * scale, size.height * scale);
-      const layer = h('canvas', size), image = painted(size, [{ bits: bitmap.bits, colour: channels(colour) }], 150);
+      const layer = h('canvas', size);
+      const image = painted(size, [{ bits: bitmap.bits, colour: channels(colour), alpha: 150 }]);
       layer.getContext('2d')?.putImageData(image, 0, 0);
       pen.drawImage(layer, left, top, size.width * scale, size.height * scale);
     });

@@ -53,7 +53,7 @@ export function makeComparison(app) {
     for (const [shown, other] of pairs) {
       const only = { bits: shown.bits.map((bit, at) => bit & (1 - other.bits[at])), colour: channels(colour) };
       const layer = h('canvas', size);
-      const image = painted(size, [{ bits: shown.bits, colour: [255, 255, 255] }, only], 140);
+      const image = painted(size, [{ bits: shown.bits, colour: [255, 255, 255], alpha: 120 }, only]);
       layer.getContext('2d')?.putImageData(image, 0, 0);
       pen.drawImage(layer, 0, 0);
     }

@@ -77,7 +77,7 @@ export class Layers {
     const from = shown.flatMap(([item, bitmap]) => [bitmap, item.colour]);
     if (from.length === this.painted.length && from.every((part, at) => part === this.painted[at])) return;
     this.painted = from;
-    put(this.objects, painted(size, shown.map(([{ colour }, { bits }]) => ({ bits, colour: channels(colour) })), 255));
+    put(this.objects, painted(size, shown.map(([{ colour }, { bits }]) => ({ bits, colour: channels(colour) }))));
   }
 
   /** @param {Work} work */
@@ -123,7 +123,7 @@ export class Layers {
     if (mask !== this.hovered) {
       this.hovered = mask;
       this.hoverBitmap = plain(mask, photo, size);
-      put(this.hover, painted(size, [{ bits: this.hoverBitmap.bits, colour: [255, 255, 255] }], 255));
+      put(this.hover, painted(size, [{ bits: this.hoverBitmap.bits, colour: [255, 255, 255] }]));
     }
     pen.globalAlpha = 0.3;
     drawLayer(pen, view, this.hover, photo);

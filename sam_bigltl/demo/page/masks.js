@@ -108,13 +108,12 @@ export function outlineOf(bitmap) {
  * Masks as one picture, later ones above earlier ones.
  *
  * @param {{width: number, height: number}} size
- * @param {{bits: Uint8Array, colour: [number, number, number]}[]} layers
- * @param {number} alpha   0 to 255
+ * @param {{bits: Uint8Array, colour: [number, number, number], alpha?: number}[]} layers   alpha: 0 to 255
  * @returns {ImageData}
  */
-export function painted(size, layers, alpha) {
+export function painted(size, layers) {
   const image = new ImageData(size.width, size.height), words = new Uint32Array(image.data.buffer);
-  for (const { bits, colour: [red, green, blue] } of layers) {
+  for (const { bits, colour: [red, green, blue], alpha = 255 } of layers) {
     const word = ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0; // every machine that browsers run on
     for (let at = 0; at < bits.length; at++) if (bits[at]) words[at] = word;
   }
@@ -162,21 +161,37 @@ export function iouOf(a, b) {
 }
 
 /**
- * The least rectangle that holds the mask: x, y, width, height; null where it is empty.
+ * The rectangle in which a mask mostly lies, without specks far from the rest: x, y, width, height; null for an empty
+ * mask.
  *
  * @param {Bitmap} bitmap
+ * @param {number} [specks]   share of its pixels that may lie beyond each side
  * @returns {[number, number, number, number]|null}
  */
-export function boundsOf({ bits, width, height }) {
-  let left = width, right = -1, top = height, bottom = -1;
+export function boundsOf({ bits, width, height }, specks = 0.03) {
+  const columns = new Uint32Array(width), rows = new Uint32Array(height);
+  let area = 0;
   for (let y = 0, at = 0; y < height; y++) {
     for (let x = 0; x < width; x++, at++) {
-      if (!bits[at]) continue;
-      if (x < left) left = x;
-      if (x > right) right = x;
-      if (y < top) top = y;
-      bottom = y;
+      columns[x] += bits[at];
+      rows[y] += bits[at];
     }
+    area += rows[y];
   }
-  return right < 0 ? null : [left, top, right - left + 1, bottom - top + 1];
+  if (!area) return null;
+  const [left, right] = middleOf(columns, area * specks), [top, bottom] = middleOf(rows, area * specks);
+  return [left, top, right - left, bottom - top];
+}
+
+/**
+ * From where to where `counts` are, without `least` at either end.
+ *
+ * @param {Uint32Array} counts
+ * @param {number} least
+ */
+function middleOf(counts, least) {
+  let start = 0, end = counts.length;
+  for (let sum = counts[0]; sum <= least; sum += counts[start]) start++;
+  for (let sum = counts[end - 1]; sum <= least; sum += counts[end - 1]) end--;
+  return [start, end];
 }

@@ -4,10 +4,11 @@
 /**
  * @typedef {import('./types.js').Photo} Photo
  * @typedef {{photo: Photo, history: import('./types.js').History, settings: object}} Saved
- * @typedef {Saved & {id: string, time: number}} Row
+ * @typedef {Saved & {id: string, format: number, time: number}} Row
  */
 
 const SESSIONS = 'sessions', PHOTOS = 'photos';
+const FORMAT = 1; // of a saved session: one of another format is not read
 const KEPT = 5;
 const LONGEST = 14 * 24 * 3600 * 1000;
 const TAB = 'sam_bigltl.tab';
@@ -44,7 +45,7 @@ export class Session {
   /** @returns {Promise<Row[]>} what other tabs showed, the latest first */
   async others() {
     const rows = await this.rows();
-    return rows.filter((row) => row.id !== this.id);
+    return rows.filter((row) => row.id !== this.id && row.format === FORMAT);
   }
 
   /**
@@ -58,7 +59,7 @@ export class Session {
         this.request(SESSIONS, 'readonly', (store) => store.get(id)),
         this.request(PHOTOS, 'readonly', (store) => store.get(id)),
       ]);
-      if (!row || !kept || kept.key !== row.photo.key) return null;
+      if (row?.format !== FORMAT || kept?.key !== row.photo.key) return null;
       if (id === this.id) this.key = kept.key;
       return { ...row, blob: kept.blob };
     } catch {
@@ -110,7 +111,7 @@ export class Session {
 
   /** @param {Saved} saved */
   write({ photo, history, settings }) {
-    const row = { id: this.id, time: Date.now(), photo, history, settings };
+    const row = { id: this.id, format: FORMAT, time: Date.now(), photo, history, settings };
     return this.request(SESSIONS, 'readwrite', (store) => store.put(row));
   }
 

@@ -233,8 +233,10 @@ export class Stage {
     if (drag.kind === 'pan') {
       this.view = pan(this.view, press.x - drag.last.x, press.y - drag.last.y, this.photo, this.size);
       this.onChange();
-    } else if (drag.kind === 'stroke') drag.points.push(this.at(press));
-    else drag.points[1] = this.at(press);
+    } else if (drag.kind === 'stroke') {
+      if (Math.hypot(press.x - drag.last.x, press.y - drag.last.y) < 1) return; // no more points than can be seen
+      drag.points.push(this.at(press));
+    } else drag.points[1] = this.at(press);
     drag.last = this.pointer = press;
     this.draw();
   }

@@ -156,7 +156,9 @@ export class Work {
   async resend() {
     if (!this.blob || !this.photo) return;
     const { photo } = this, again = await this.backend.open(this.blob, photo.name);
-    if (again.key !== photo.key && this.photo === photo) this.photo = { ...photo, key: again.key };
+    if (again.key === photo.key || this.photo !== photo) return;
+    this.photo = { ...photo, key: again.key };
+    this.session.begin(this.saved(), this.blob);
   }
 
   /** @param {KeepRatio} keepRatio */
