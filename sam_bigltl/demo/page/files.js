@@ -17,8 +17,13 @@ export function makeFiles(app) {
   }, h('img', { src: example.thumbnail, alt: '', loading: 'lazy' }), h('span', {}, example.title)));
   const before = h('div', { class: 'buttons', hidden: true });
   const hint = h('div', { class: 'hint' },
-    h('p', { class: 'call' }, 'Drop a photograph anywhere on this page, paste one, or open one.'),
-    h('p', {}, 'Then click on an object, or drag a box around it: its mask appears at once.'), before,
+    h('p', { class: 'call' },
+      h('span', { class: 'mouse' }, 'Drop a photograph anywhere on this page, paste one, or open one.'),
+      h('span', { class: 'finger' }, 'Open a photograph, take one, or try an example.')),
+    h('p', {},
+      h('span', { class: 'mouse' }, 'Then click on an object, or drag a box around it: its mask appears at once.'),
+      h('span', { class: 'finger' }, 'Then tap on an object, or draw a box around it: its mask appears at once.')),
+    before,
     examples.length > 0 && h('div', { class: 'examples', role: 'group', 'aria-label': 'Examples' }, ...examples));
   const veil = h('div', { class: 'veil', hidden: true }, h('p', {}, 'Drop the photograph to open it'));
   const element = h('div', { class: 'group files' }, open, webcam, input);
