@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,8 @@ def serve_page(example: Path) -> Iterator[str]:
     """The page with a backend for tests; its address."""
     handler = type("Files", (_Files,), {"example": example})
     handler.extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler))
+    many = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})  # the page asks for all modules at once
+    server = many(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
