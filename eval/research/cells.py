@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam_bigltl.convert import load_sam
-from sam_bigltl.convert.warm_start.fit import Recipe
+from sam_bigltl.convert.warm_start import Recipe
 
 from . import ablations, rivals, routers
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sam_bigltl.convert import convert_sam, load_sam, save_sam
 from sam_bigltl.convert.sam import LITTLE_PATH
-from sam_bigltl.convert.warm_start.fit import Recipe, warm_start
+from sam_bigltl.convert.warm_start import Recipe, warm_start
 from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import check_image_files, read_coco
 from sam_bigltl.data.sources import first_photos, open_source
@@ -162,10 +162,8 @@ class Study:
         if not job.steps or job.name == "teacher":
             return sam.eval(), 0.0
         for name, parameter in sam.image_encoder.named_parameters():
-            of_router = ".router." in name
-            if (of_router and (cell.fixed_router or cell.little_only)) or (
-                cell.little_only and not LITTLE_PATH.match(name)
-            ):
+            left_alone = cell.little_only and not LITTLE_PATH.match(name)
+            if left_alone or (".router." in name and (cell.fixed_router or cell.little_only)):
                 parameter.requires_grad_(False)
         teacher = load_sam(self.path)
         teacher.image_encoder.optimize()
@@ -212,7 +210,7 @@ class Study:
         append_rows(self.photos, PHOTO_COLUMNS, photos)
 
     def predicted(self, sam: Sam, ratios: Sequence[float]) -> tuple[list[ImageRecord], list[dict[str, Any]]]:
-        """Every mask of a model from a box and from one click, and the summary."""
+        """Every mask of a model from a box and from clicks, and the summary."""
         if ("float32", True) in formats(sam.device):  # quicker, and the same to 1e-5
             sam.image_encoder.compute_in("float32", True)
         plan = Plan(keep_ratios=tuple(ratios), prompts=("box", "point"), clicks=self.clicks)

@@ -35,16 +35,15 @@ def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -
         cell = CELLS[name]
         for dtype, native in FORMATS:
             sam = cell.build(study.material(cell)).eval()
-            encoder = sam.image_encoder
-            little: Any = getattr(encoder, "little_blocks", ())
-            if any(isinstance(block, NoBlock) for block in little):  # of which nothing can be rounded: it comes after
+            little: Any = getattr(sam.image_encoder, "little_blocks", ())
+            without = any(isinstance(block, NoBlock) for block in little)
+            if without:  # nothing of them can be rounded: the blocks go once the encoder is
                 sam = study.material(cell).student.eval()
-                sam.image_encoder.compute_in(dtype, native)
+            sam.image_encoder.compute_in(dtype, native)
+            if without:
                 without_little_blocks(sam)
-                encoder = sam.image_encoder
-            else:
-                encoder.compute_in(dtype, native)
-            models += [(name, ratio, f"{dtype}{' in kernels' if native else ''}", encoder) for ratio in cell.ratios]
+            models += [(name, ratio, f"{dtype}{' in kernels' if native else ''}", sam.image_encoder)
+                       for ratio in cell.ratios]  # fmt: skip
     _measure(models, study.path.stem, path, runs)
 
 

@@ -74,10 +74,10 @@ def _photos(sam: Sam, args: argparse.Namespace) -> Iterator[Tensor]:
         raise InputError(f"at least 1 photograph, not {args.max_images}")
     if args.warm_start.suffix.lower() != ".json" and args.images is not None:
         raise InputError("--images is the folder of a JSON's photographs: --warm-start names no JSON")
-    if args.warm_start.suffix.lower() in (".json", ".tar"):
-        source = open_source(str(args.warm_start), args.images)
-        return first_photos(sam, source, args.max_images, args.seed)
-    return preprocessed(sam, args.warm_start, args.max_images, args.seed)
+    if args.warm_start.is_dir():
+        return preprocessed(sam, args.warm_start, args.max_images, args.seed)
+    source = open_source(str(args.warm_start), args.images)
+    return first_photos(sam, source, args.max_images, args.seed)
 
 
 def _to_transformers(args: argparse.Namespace) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from ..data.fields import is_number
 from ..errors import InputError
 from ..modeling.trunk import KeepRatio
 from ..predict.segment import Prompt
@@ -96,13 +96,7 @@ class Message:
 
 def _number(value: Any) -> float | None:
     """A finite number as a float; None for anything else, integers that no float can hold among it."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(value) if is_number(value) else None
 
 
 def _place(point: Any, size: tuple[int, int]) -> tuple[float, float]:

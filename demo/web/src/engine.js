@@ -1,12 +1,12 @@
 // What the demo's server does, in this browser: photographs and embeddings that are kept, masks of prompts, everything
 // mode.
 import { countsOf } from '../../../sam_bigltl/demo/page/formats/rle.js';
+import { shownSize } from '../../../sam_bigltl/demo/page/masks.js';
 import { BackendError } from '../../../sam_bigltl/demo/page/types.js';
 import { areaOf, boxOf, inFrame, runsAbove } from './enlarge.js';
 import { gridOf, keptBoxes } from './everything.js';
 import { readPhotograph } from './photographs.js';
 import { stageOf } from './pictures.js';
-import { longestSide } from './resample.js';
 import { imageTensor, promptTensors } from './tensors.js';
 
 /** @typedef {import('../../../sam_bigltl/demo/page/types.js').KeepRatio} KeepRatio */
@@ -218,9 +218,8 @@ export class Engine {
   }
 
   /** @param {Photograph} photo */
-  viewOf({ width, height }) {
-    const { max_side: most } = this.model.info;
-    return Math.max(width, height) > most ? longestSide({ width, height }, most) : { width, height };
+  viewOf(photo) {
+    return shownSize(photo, this.model.info.max_side);
   }
 
   /**
