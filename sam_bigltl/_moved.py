@@ -21,6 +21,7 @@ MOVED = {
     "convert_vit": "convert.vit",
     "decode": "modeling.decode",
     "demo.cli": "cli.demo",
+    "demo.thresholds": "predict.thresholds",
     "devices": "fast.devices",
     "download": "convert.download",
     "embeddings": "predict.embeddings",

@@ -23,16 +23,16 @@ from PIL import Image
 from sam_bigltl import SamPredictor, load_sam
 from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.demo.engine import Engine
-from sam_bigltl.demo.everything import Options
+from sam_bigltl.demo.everything import Options, find_options
 from sam_bigltl.demo.examples import examples
 from sam_bigltl.demo.full_size import full_size_mask
 from sam_bigltl.demo.photos import Photo, open_photo, preview
 from sam_bigltl.demo.pictures import stage_pictures
 from sam_bigltl.demo.rle import RunLengths, as_rle
 from sam_bigltl.demo.store import Store
-from sam_bigltl.demo.thresholds import find_options, thresholds
 from sam_bigltl.errors import InputError
-from sam_bigltl.predict.segment import Prompt
+from sam_bigltl.predict.prompt import Prompt
+from sam_bigltl.predict.thresholds import thresholds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from demo_toy import POINT, ROOT, client, opened, tiny_engine
 
 from sam_bigltl.demo.messages import MOST_POINTS, Message
 from sam_bigltl.errors import InputError
-from sam_bigltl.predict.segment import Prompt
+from sam_bigltl.predict.prompt import Prompt
 
 DIGITS = int("9" * 400)
 KEY = "a" * 64

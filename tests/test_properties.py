@@ -24,7 +24,8 @@ from sam_bigltl.cli.segment import parse_keep_ratio
 from sam_bigltl.data.coco import Annotation
 from sam_bigltl.data.rle import check_rle
 from sam_bigltl.modeling.routing import Geometry, Selection, top_tokens
-from sam_bigltl.predict.segment import Prompt, Segment, annotation
+from sam_bigltl.predict.prompt import Prompt
+from sam_bigltl.predict.segment import Segment, annotation
 
 
 def examples(count: int):

@@ -262,7 +262,7 @@ def test_demo(sam, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
     import sam_bigltl.demo.app as app
     import sam_bigltl.demo.engine as engine
-    import sam_bigltl.demo.thresholds as thresholds
+    import sam_bigltl.demo.everything as everything
 
     class Served(Exception):
         pass
@@ -272,7 +272,7 @@ def test_demo(sam, tmp_path, monkeypatch):
 
     monkeypatch.setattr(app, "Demo", serve)
     monkeypatch.setattr(engine, "Engine", lambda *given: SimpleNamespace(format=given[2:4], sam=None))
-    monkeypatch.setattr(thresholds, "find_options", lambda *_: None)
+    monkeypatch.setattr(everything, "find_options", lambda *_: None)
     path, here = written(sam, tmp_path), choose(torch.device("cpu"))
     asked = {("--tuned",): (("bfloat16", False), 0.5), ("--tuned", "--keep-ratio", "1"): (("bfloat16", False), 1.0),
              ("--dtype", "float32"): (("float32", False), 0.5), (): ((here.dtype, here.native), 0.5)}  # fmt: skip

@@ -25,9 +25,9 @@ from sam_bigltl.convert.export import decoder_program, encoder_program, fixed_en
 from sam_bigltl.convert.onnx_files import DECODER, ENCODER
 from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.demo.api import HOME
+from sam_bigltl.demo.everything import find_options
 from sam_bigltl.demo.examples import Example, examples
 from sam_bigltl.demo.photos import MOST_BYTES
-from sam_bigltl.demo.thresholds import find_options
 from sam_bigltl.errors import ArgumentParser, InputError, run_cli
 from sam_bigltl.modeling.encoder import BigLittleEncoder
 

@@ -134,22 +134,30 @@ class Study:
             path.write_text(json.dumps(worth_of(load_sam(self.path), self.crops)))
         return json.loads(path.read_text())
 
-    def material(self, cell: Cell) -> Material:
-        """What a cell is made of; the fit is the same for all repetitions."""
+    def material(self, cell: Cell, seed: int = 0, fit: bool = True) -> Material:
+        """What a cell is made of; a repetition is fitted to photographs of its own.
+
+        Args:
+            fit: False leaves the little path as it is converted, for what does not depend on it.
+        """
         teacher = load_sam(self.path)
-        student = self._fitted(cell) if cell.drawn != (1.0,) else convert_sam(teacher)
+        if fit and cell.drawn != (1.0,):
+            student = self._fitted(cell, seed)
+        else:
+            student = convert_sam(teacher, **cell.convert)
         return Material(teacher, student, self.worth, self.crops)
 
-    def _fitted(self, cell: Cell) -> Sam:
+    def _fitted(self, cell: Cell, seed: int) -> Sam:
         """The teacher converted, its little path fitted in closed form; made once, kept in `runs`."""
         name = "_".join(f"{key}-{value}" for key, value in sorted(cell.convert.items())) or "default"
         name += "" if cell.recipe is None else f"_units-{cell.recipe.units}"
+        name += f"_{seed}" if seed else ""
         path = self.runs / f"{self.mark}_fitted_{name}.safetensors"
         if not path.exists():
             torch.manual_seed(0)
             student = convert_sam(load_sam(self.path), **cell.convert)
             source = open_source(str(self.train[0]), self.data / "images")
-            photos = first_photos(student, source, FITTED, 0)
+            photos = first_photos(student, source, FITTED, seed)
             warm_start(student, photos, progress=False, recipe=cell.recipe or Recipe())
             path.parent.mkdir(parents=True, exist_ok=True)
             save_sam(student, path)
@@ -157,7 +165,7 @@ class Study:
 
     def _trained(self, cell: Cell, job: Job) -> tuple[Sam, float]:
         """The cell's model, and the seconds that its training took."""
-        sam = cell.build(self.material(cell))
+        sam = cell.build(self.material(cell, job.seed))
         torch.manual_seed(job.seed)
         if not job.steps or job.name == "teacher":
             return sam.eval(), 0.0
@@ -257,12 +265,15 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any
 
 
 def jobs_of(names: Sequence[str], steps: int, seeds: int | None = None) -> list[Job]:
-    """All cells once, then the repetitions; without training there is one of each."""
-    most = 1 if not steps else max(CELLS[name].seeds for name in names) if seeds is None else seeds
-    return [
-        Job(name, seed, 0 if name == "teacher" else steps)
-        for seed in range(most) for name in names if seed < (CELLS[name].seeds if seeds is None else seeds)
-    ]  # fmt: skip
+    """All cells once, then the repetitions; what neither fits nor trains anything has none."""
+    found = []
+    for seed in range(max(CELLS[name].seeds for name in names) if seeds is None else seeds):
+        for name in names:
+            cell = CELLS[name]
+            chance = name not in ("teacher", "shipped") and (steps or cell.drawn != (1.0,))
+            if seed < ((cell.seeds if seeds is None else seeds) if chance else 1):
+                found.append(Job(name, seed, 0 if name == "teacher" else steps))
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,8 @@ from .cells import CELLS
 from .study_report import SAME_TIME
 
 FORMATS = (("float32", False), ("float32", True), ("int8", True))
+# A search decides the ratios of the one; the other's attention runs in torch alone.
+UNTIMED = ("ratios by stage", "selected only")
 COLUMNS = ("model", "cell", "keep_ratio", "format", "median_ms", "min_ms", "max_ms", "runs", "threads", "torch")
 
 
@@ -30,15 +32,15 @@ def measure_cells(study: Any, names: Sequence[str], path: Path, runs: int = 7) -
     """Times of the study's cells at batch 1, in every format, in turns, into a CSV: training does not change them."""
     models = []
     for name in names:
-        if name in SAME_TIME:
+        if name in SAME_TIME or name in UNTIMED:
             continue
         cell = CELLS[name]
         for dtype, native in FORMATS:
-            sam = cell.build(study.material(cell)).eval()
+            sam = cell.build(study.material(cell, fit=False)).eval()
             little: Any = getattr(sam.image_encoder, "little_blocks", ())
             without = any(isinstance(block, NoBlock) for block in little)
             if without:  # nothing of them can be rounded: the blocks go once the encoder is
-                sam = study.material(cell).student.eval()
+                sam = study.material(cell, fit=False).student.eval()
             sam.image_encoder.compute_in(dtype, native)
             if without:
                 without_little_blocks(sam)

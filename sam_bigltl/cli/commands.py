@@ -14,6 +14,7 @@ from ..errors import ArgumentParser, run_cli
 COMMANDS = {
     "quickstart": ("quickstart", "three photographs segmented, with times"),
     "segment": ("segment", "masks of a photograph or a folder, from boxes or points"),
+    "bulk": ("bulk", "masks of very many photographs, on one machine or a Ray cluster"),
     "convert": ("convert", "a SAM checkpoint to a big.LITTLE model"),
     "tune": ("tune", "the fastest setting of a checkpoint that keeps its masks, on your photographs"),
     "download": ("download", "SAM's published checkpoints"),

@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> None:
     from ..demo.api import Settings  # Gradio takes seconds to import
     from ..demo.app import Demo
     from ..demo.engine import Engine
+    from ..demo.everything import find_options
     from ..demo.examples import examples
     from ..demo.guard import Hosts
-    from ..demo.thresholds import find_options
 
     checkpoint = args.checkpoint or default_checkpoint()
     engine = Engine(checkpoint, device, chosen.dtype, chosen.native, args.memory * 2**20)

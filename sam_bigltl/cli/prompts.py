@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from ..errors import InputError, in_one_line
-from ..predict.segment import Prompt
+from ..predict.prompt import Prompt
 
 
 def parse_prompts(boxes: Sequence[str], points: Sequence[str]) -> list[Prompt]:

@@ -11,14 +11,13 @@ from ..data.images import read_image
 from ..data.tables import aligned
 from ..errors import InputError
 from ..fast.devices import parse_device
+from ..predict.prompt import Prompt, usable
 from ..predict.segment import (
-    Prompt,
     Segment,
     load_predictor,
     segment_image,
     segment_prompt,
     set_routing,
-    usable,
     write_masks,
     write_pictures,
 )

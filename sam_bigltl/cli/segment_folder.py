@@ -10,7 +10,8 @@ from ..convert.weight_files import weights_sha256
 from ..data.photos import SUFFIXES
 from ..errors import InputError
 from ..fast.devices import parse_device
-from ..predict.segment import load_predictor, set_routing, usable
+from ..predict.prompt import usable
+from ..predict.segment import load_predictor, set_routing
 from ..predict.segment_folder import answered_size, keep_settings, load_prompts, segment_photos
 from . import flag_checks
 from .prompts import name_and_exit, parse_keep_ratio

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from ..errors import InputError
 
+_PARTIAL = "partial-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet would compute, escaped already or not
 
@@ -43,10 +44,18 @@ def whole_path(path: str | PathLike[str]) -> Iterator[Path]:
 
 def remove_partial(path: Path) -> None:
     """Remove what killed processes have left of `path`, which no other process is writing."""
-    prefix = _prefix(path)
-    for folder in path.parent.iterdir() if path.parent.is_dir() else ():
-        if folder.name.startswith(prefix):
-            shutil.rmtree(folder, ignore_errors=True)
+    _remove_folders(path.parent, _prefix(path))
+
+
+def remove_partials(folder: Path) -> None:
+    """`remove_partial` of every file in a folder, into which no other process is writing."""
+    _remove_folders(folder, _PARTIAL)
+
+
+def _remove_folders(folder: Path, prefix: str) -> None:
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if each.name.startswith(prefix):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def sha256(path: str | PathLike[str]) -> str:
@@ -79,7 +88,7 @@ def utf8_path(path: str | PathLike[str]) -> Iterator[Path]:
 
 
 def _prefix(path: Path) -> str:
-    return f"partial-{path.stem[:40]}-"
+    return f"{_PARTIAL}{path.stem[:40]}-"
 
 
 def load_json(path: str | Path, kind: str, missing: str, wrong: str) -> Any:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
 
 from ..errors import InputError
 from .images import read_image
+
+if TYPE_CHECKING:  # processes that only read photographs do not load torch
+    from segment_anything.modeling import Sam
+    from torch import Tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -43,5 +44,8 @@ def preprocessed(sam: Sam, folder: str | Path, count: int, seed: int = 0) -> Ite
 
 def preprocess(sam: Sam, pixels: np.ndarray) -> Tensor:
     """One photograph, uint8 RGB (H, W, 3), as the encoder takes it: (1, 3, S, S)."""
+    import torch
+    from segment_anything.utils.transforms import ResizeLongestSide
+
     resized = ResizeLongestSide(sam.image_encoder.img_size).apply_image(pixels)
     return sam.preprocess(torch.as_tensor(resized, device=sam.device).permute(2, 0, 1))[None]

@@ -68,7 +68,13 @@ def read_files(shard: str, addresses: bool) -> Iterator[tuple[str, bytes | None]
     Args:
         shard: a path; with `addresses` also what `webdataset` opens: http:, gs: and others, and commands after pipe:.
     """
-    with _opened(shard, addresses) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+    with _opened(shard, addresses) as stream:
+        yield from read_tar(stream)
+
+
+def read_tar(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
+    """`read_files` of a stream that is open."""
+    with tarfile.open(fileobj=stream, mode="r|*") as tar:
         for entry in tar:
             suffix = "." + entry.name.rpartition(".")[2].lower()
             if entry.isreg() and (suffix in SUFFIXES or suffix == ".json") and not is_hidden(entry.name):

@@ -20,7 +20,8 @@ from ..modeling.routing import Route
 from ..modeling.trunk import KeepRatio
 from ..predict.embeddings import Embedding
 from ..predict.predictor import SamPredictor
-from ..predict.segment import Prompt, timed
+from ..predict.prompt import Prompt
+from ..predict.segment import timed
 from .everything import Options, Region, everything
 from .full_size import full_size_mask
 from .photos import Photo

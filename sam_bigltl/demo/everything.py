@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from segment_anything.utils.amg import MaskData
 from ..predict.automatic import SamAutomaticMaskGenerator
 from ..predict.embeddings import Embedding
 from ..predict.predictor import SamPredictor
+from ..predict.thresholds import find_thresholds
 from .rle import Rle, from_coco
 
+_POINTS = 12  # a side, of the page's grid
 _AT_ONCE = 16  # points: more would tell less often how far it is
 
 
@@ -31,6 +33,11 @@ class Options:
     points_per_side: int
     pred_iou_thresh: float
     stability_score_thresh: float
+
+
+def find_options(sam: Sam, images: Iterable[np.ndarray]) -> Options:
+    """What the page starts with, found from photographs (H, W, 3) uint8."""
+    return Options(_POINTS, *find_thresholds(sam, images))
 
 
 @dataclass(frozen=True)

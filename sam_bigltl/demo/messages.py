@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from ..data.fields import is_number
 from ..errors import InputError
 from ..modeling.trunk import KeepRatio
-from ..predict.segment import Prompt
+from ..predict.prompt import Prompt
 
 MOST_BYTES = 2**16  # of a message: 64 points take under 4 KB
 MOST_POINTS = 64

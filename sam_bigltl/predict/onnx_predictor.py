@@ -11,10 +11,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from ..convert.onnx_files import DECODER, ENCODER, check_computed, open_part
 from ..errors import InputError
+from .longest_side import resized, resized_shape
 from .prompt_checks import (  # fmt: skip
     at_once,
     check_box,
@@ -86,8 +86,7 @@ class OnnxSamPredictor:
         for place, image in zip(batch, images):
             image = image if image_format == "RGB" else image[..., ::-1]
             height, width = resized_shape(image.shape[:2], side)
-            resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
-            place[:, :height, :width] = ((np.asarray(resized, np.float32) - mean) / std).transpose(2, 0, 1)
+            place[:, :height, :width] = ((resized(image, side).astype(np.float32) - mean) / std).transpose(2, 0, 1)
             self._sizes.append((image.shape[:2], (height, width)))
         features = self._embed(batch)
         check_computed(features, self._folder, ENCODER)
@@ -238,13 +237,3 @@ class OnnxSamPredictor:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
         check_image_index(index, len(self._sizes))
         return self._sizes[index]
-
-
-def resized_shape(size: tuple[int, ...], side: int) -> tuple[int, int]:
-    """The (H, W) of an image of `size` (H, W) once its long side is `side`.
-
-    `ResizeLongestSide`'s, at least one pixel.
-    """
-    scale = side / max(size)
-    height, width = (max(1, int(length * scale + 0.5)) for length in size)
-    return height, width

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.images import read_image
 from ..errors import InputError
-from .segment import Prompt
+from .prompt import Prompt
 
 # Files that come inside scikit-image; pixels of each file. Objects that the shipped weights get right:
 # checkpoints/MODEL_CARD.md names some that they do not.

@@ -21,8 +21,9 @@ from ..errors import InputError
 from ..modeling.routing import Route
 from . import segment
 from .predictor import SamPredictor
+from .prompt import Prompt, usable
 from .prompt_checks import check_box, check_points
-from .segment import Prompt, Segment, masks_path, ranked, timed, usable
+from .segment import Segment, masks_path, ranked, timed
 
 # Of the masks that a call of the decoder brings to the image's size, in float32 for a moment: 400 MB.
 _PIXELS = 2**25

@@ -22,20 +22,17 @@ import torch
 from segment_anything.modeling import Sam
 from segment_anything.utils.amg import build_point_grid, calculate_stability_score
 
-from ..predict.decoding import draw_masks
-from ..predict.predictor import SamPredictor
-from .everything import Options
+from .decoding import draw_masks
+from .predictor import SamPredictor
 
 SAMS = 0.88, 0.95  # predicted IoU, stability
-_POINTS = 12  # a side, of the page's grid
 _MEASURED = 8  # of the grid here: its 192 masks a photograph are enough, in half of the time
 _AT_ONCE = 16
 
 
-def find_options(sam: Sam, images: Iterable[np.ndarray]) -> Options:
-    """What the page starts with, from photographs (H, W, 3) uint8; SAM's own where there is none."""
-    iou, stability = thresholds(grid_scores(sam, image) for image in images)
-    return Options(_POINTS, iou, stability)
+def find_thresholds(sam: Sam, images: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Predicted IoU and stability for these weights, from photographs (H, W, 3) uint8; SAM's own without any."""
+    return thresholds(grid_scores(sam, image) for image in images)
 
 
 def thresholds(scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
