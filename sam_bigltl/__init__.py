@@ -3,7 +3,7 @@
 Names are imported when they are asked for: `sam_bigltl.onnx_predictor` runs without torch, and only
 `BigLittleClassifier` needs timm.
 
-The rooms, each using those below it: `cli`, `demo`, `tuning`, `training`, `evaluation`, `bench`, `predict`,
+The rooms, each using those below it: `cli`, `demo`, `tuning`, `training`, `bulk`, `evaluation`, `bench`, `predict`,
 `convert`, `modeling`, `fast` and `data`.
 """
 

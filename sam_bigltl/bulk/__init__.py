@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BulkConfig": "config", "Everything": "config", "Folder": "folder", "Photograph": "reading",
-    "Segmenter": "segmenter", "Shard": "inputs", "Summary": "run", "find_shards": "inputs", "read_chunks": "reading", "segment_shards": "run",
+    "Segmenter": "segmenter", "Shard": "inputs", "Summary": "run", "find_shards": "inputs",
+    "read_chunks": "reading", "segment_shards": "run",
 }  # fmt: skip
 __all__ = [
     "BulkConfig",

@@ -12,7 +12,7 @@ from ..data.coco import CocoImage
 from ..data.files import load_json
 from ..errors import InputError
 from ..evaluation.detections import load_detections
-from ..predict.segment_folder import load_prompts
+from ..predict.segment_folder import prompts_of
 from .prompts import NAMES, Asked, ByName, asked_for, of_columns
 
 _FORM = (
@@ -42,7 +42,10 @@ def read_prompts(path: str | Path, annotations: str | Path | None = None) -> ByN
         elif isinstance(content, dict) and "images" in content:
             found = _of_instances(content, path)
         else:
-            found = {name: [Asked(each) for each in asked] for name, asked in load_prompts(path).items()}
+            found = {
+                name: [Asked(each) for each in prompts_of(records, f"{path}: {name}")]
+                for name, records in (content.items() if isinstance(content, dict) else ())
+            }
     if not any(found.values()):
         raise InputError(f"{path} holds no prompts: {_FORM}")
     return found

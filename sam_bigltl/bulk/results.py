@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 from pyarrow import parquet
 
 from ..data.files import csv_cell, whole_file
@@ -109,20 +110,18 @@ def join_parts(folder: Folder, shard: str, chunks: int) -> tuple[int, int, int]:
     if errors:
         folder.write(errors_name(shard), _bytes(pyarrow.Table.from_pylist(errors, ERRORS)))
     good = table.filter(table["height"].is_valid()).select(MASKS.names)
-    folder.write(masks_name(shard), _bytes(good))
+    masks = pyarrow.compute.sum(pyarrow.compute.list_value_length(good["masks"])).as_py() or 0
+    counts = {"masks": str(masks), "errors": str(len(errors))}
+    folder.write(masks_name(shard), _bytes(good.replace_schema_metadata(counts)))
     folder.remove(f"{PARTS}/{shard}")
-    return counted(good, len(errors))
+    return len(good), masks, len(errors)
 
 
 def counts_of(folder: Folder, shard: str) -> tuple[int, int, int]:
-    """What `join_parts` returned of a shard that is done."""
-    errors = folder.read(errors_name(shard))
-    return counted(read_masks(folder, shard), 0 if errors is None else parquet.read_metadata(BytesIO(errors)).num_rows)
-
-
-def counted(table: pyarrow.Table, errors: int) -> tuple[int, int, int]:
-    """Photographs, masks and errors."""
-    return len(table), sum(len(masks) for masks in table["masks"].to_pylist()) if len(table) else 0, errors
+    """What `join_parts` returned of a shard that is done, from the end of its file."""
+    with folder.fs.open(folder.path(masks_name(shard)), "rb") as file:
+        found = parquet.read_metadata(file)
+    return found.num_rows, int(found.metadata[b"masks"]), int(found.metadata[b"errors"])
 
 
 def read_masks(folder: Folder, shard: str) -> pyarrow.Table:

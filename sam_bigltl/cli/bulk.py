@@ -192,9 +192,9 @@ def _connected(address: str | None) -> Iterator[None]:
         own = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE}
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"ray\.")  # advice to those who write pipelines
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"Ray cannot be reached or started: {error}") from None
     try:

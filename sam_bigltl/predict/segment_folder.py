@@ -28,6 +28,8 @@ from .segment import Segment, masks_path, ranked, timed
 # Of the masks that a call of the decoder brings to the image's size, in float32 for a moment: 400 MB.
 _PIXELS = 2**25
 
+_FORM = 'write {"photo.jpg": [{"box": [x0, y0, x1, y1]}, {"point_coords": [[x, y]], "point_labels": [1]}]}'
+
 Prompts = dict[str, list[Prompt | InputError]]  # by file name, relative to the folder; the errors are of single prompts
 
 
@@ -40,10 +42,9 @@ def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
     Raises:
         InputError: no such file, one of another form, or one without any prompt to use; the message names the entry.
     """
-    form = 'write {"photo.jpg": [{"box": [x0, y0, x1, y1]}, {"point_coords": [[x, y]], "point_labels": [1]}]}'
-    content = load_json(path, "prompts", form, form)
+    content = load_json(path, "prompts", _FORM, _FORM)
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds no prompts: {form}")
+        raise InputError(f"{path} holds no prompts: {_FORM}")
     prompts: Prompts = {}
     stems: dict[Path, str] = {}
     first_error: InputError | None = None
@@ -54,21 +55,31 @@ def load_prompts(path: str | Path, folder: str | Path = ".") -> Prompts:
             raise InputError(f"{path}: {name!r} is no file of the folder: give names relative to it")
         if name in prompts:
             raise InputError(f"{path} has {name} twice, with / and with \\: make it one entry")
-        if not isinstance(records, list) or not records:
-            raise InputError(f"{path}: {name} has no list of prompts: {form}")
         if (other := stems.setdefault(masks_path(Path(pure.parent), name), name)) != name:
             raise InputError(f"{path}: the results of {other} and {name} would have one name: rename one of them")
-        prompts[name] = []
-        for number, record in enumerate(records, start=1):
-            where = f"{path}: {name}, prompt {number}"
-            try:
-                prompts[name].append(_prompt(record, where))
-            except _Unusable as error:
-                first_error = first_error or InputError(f"{where}: {error}")
-                prompts[name].append(error)
+        prompts[name] = prompts_of(records, where := f"{path}: {name}")
+        wrong = next((i for i, each in enumerate(prompts[name], start=1) if isinstance(each, InputError)), None)
+        if wrong is not None and first_error is None:
+            first_error = InputError(f"{where}, prompt {wrong}: {prompts[name][wrong - 1]}")
     usable_ones = any(isinstance(prompt, Prompt) for asked in prompts.values() for prompt in asked)
     if first_error is not None and not usable_ones:
         raise first_error
+    return prompts
+
+
+def prompts_of(records: Any, where: str) -> list[Prompt | InputError]:
+    """The prompts of one photograph, from a list of what `Prompt.record` gives; a wrong one is what is wrong with it.
+
+    Raises InputError, which begins with `where`, for what is no such list.
+    """
+    if not isinstance(records, list) or not records:
+        raise InputError(f"{where} has no list of prompts: {_FORM}")
+    prompts: list[Prompt | InputError] = []
+    for number, record in enumerate(records, start=1):
+        try:
+            prompts.append(_prompt(record, f"{where}, prompt {number}"))
+        except _Unusable as error:
+            prompts.append(error)
     return prompts
 
 
