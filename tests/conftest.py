@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_cli
 import torch
+from bulk_toy import bulk, bulk_checkpoint, bulk_photos, bulk_prompts, ray_cluster  # noqa: F401 - fixtures
 from chromium import address, browser, photo  # noqa: F401 - fixtures
 from evaluation_toy import data, many, stub_model  # noqa: F401 - fixtures
 from training_toy import write_shapes

@@ -20,7 +20,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def test_few_entries_and_short_files():
-    assert len(entries(PACKAGE)) <= 16
+    assert len(entries(PACKAGE)) <= 17
     long = {path.name: count for path in PACKAGE.rglob("*.py") if (count := len(path.read_text().splitlines())) > 400}
     assert not long
 

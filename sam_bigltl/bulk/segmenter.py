@@ -15,7 +15,9 @@ from ..convert.sam import load_sam
 from ..convert.weight_files import weights_sha256
 from ..errors import InputError
 from ..predict.automatic import SamAutomaticMaskGenerator
+from ..predict.batches import embed
 from ..predict.embeddings import Embedding, packed
+from ..predict.longest_side import resized
 from ..predict.predictor import SamPredictor
 from ..predict.segment import Segment
 from ..predict.segment_folder import answer
@@ -78,14 +80,11 @@ class Segmenter:
         """Encode photographs in one call, answer their prompts, and add their embeddings."""
         if not self.config.embeddings and not any(photograph.asked for _, photograph in some):
             return
-        if self.generator is None:
-            images = [torch.as_tensor(np.ascontiguousarray(each.pixels)).permute(2, 0, 1)[None] for _, each in some]
-            self.predictor.set_torch_images(images, [each.size for _, each in some if each.size is not None])
-        else:
-            self.predictor.set_images([each.pixels for _, each in some if each.pixels is not None])
-        whole = self.predictor.get_embedding()
-        for index, (row, photograph) in enumerate(some):
-            own = Embedding(whole.features[index : index + 1], [whole.sizes[index]])
+        side = self.config.side
+        images = [each.pixels for _, each in some if each.pixels is not None]
+        images = images if self.generator is None else [resized(image, side) for image in images]
+        sizes = [each.size for _, each in some if each.size is not None]
+        for (row, photograph), own in zip(some, embed(self.predictor, images, sizes), strict=True):
             if self.config.embeddings:
                 embeddings[photograph.key] = own
             if photograph.asked:

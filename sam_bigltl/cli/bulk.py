@@ -194,13 +194,29 @@ def _connected(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"ray\.")  # advice to those who write pipelines
     try:
-        ray.init(**own, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"Ray cannot be reached or started: {error}") from None
+        with _silent():
+            ray.init(**own, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        hint = "" if address is None else "; a cluster with token authentication needs RAY_AUTH_MODE=token here, too"
+        raise InputError(f"Ray cannot be reached or started: {error}{hint}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What Ray's C++ writes to stderr goes nowhere: what is wrong comes as an exception, too."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -120,36 +120,12 @@ class SamPredictor(segment_anything.SamPredictor):
         if len(images) == 0:
             raise InputError("set_images needs at least one image")
         resized, sizes = zip(*[self._resized(image, image_format) for image in images], strict=True)
-        self.set_torch_images(resized, sizes, boxes=boxes)
-
-    @torch.no_grad()
-    def set_torch_images(
-        self,
-        transformed_images: Sequence[torch.Tensor],
-        original_image_sizes: Sequence[tuple[int, int]],
-        *,
-        boxes: Sequence[Sequence[Sequence[float]]] | None = None,
-    ) -> None:
-        """Embed images, each (1, 3, h, w), that `ResizeLongestSide` has already resized, in one call of the encoder.
-
-        `original_image_sizes` are their (H, W) before that; `boxes` are as in `set_images`.
-        """
-        side = self.model.image_encoder.img_size
-        for image in transformed_images:
-            prompt_checks.check_tensor(image, "the transformed image")
-            shape = tuple(image.shape)
-            if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
-                raise InputError(f"set_torch_images needs shapes (1, 3, h, w) with a long side of {side}, not {shape}")
-        sizes = [prompt_checks.check_size(size) for size in original_image_sizes]
-        if not sizes or len(sizes) != len(transformed_images):
-            raise InputError(f"{len(transformed_images)} images have {len(sizes)} sizes: give one of each, at least")
         focus = None if boxes is None else focus_on(boxes, sizes, self.model.image_encoder)
-        self.reset_image()
-        batch = torch.cat(
-            [self.model.preprocess(image.to(self.device)) for image in transformed_images]
-        )  # B x 3 x S x S
-        input_sizes = [(image.shape[-2], image.shape[-1]) for image in transformed_images]
-        self._encode(batch, list(zip(sizes, input_sizes, strict=True)), focus)
+        with torch.no_grad():
+            self.reset_image()
+            batch = torch.cat([self.model.preprocess(image) for image in resized])  # B x 3 x img_size x img_size
+            input_sizes = [(image.shape[-2], image.shape[-1]) for image in resized]
+            self.encode(batch, list(zip(sizes, input_sizes, strict=True)), focus)
 
     def _resized(self, image: np.ndarray, image_format: str) -> tuple[torch.Tensor, tuple[int, int]]:
         """An image (H, W, 3) as `set_torch_image` takes it, (1, 3, h, w), and its (H, W)."""
@@ -179,12 +155,12 @@ class SamPredictor(segment_anything.SamPredictor):
         original_size = prompt_checks.check_size(original_image_size)
         self.reset_image()
         batch = self.model.preprocess(transformed_image)
-        self._encode(batch, [(original_size, (shape[2], shape[3]))] * shape[0], self._focus)
+        self.encode(batch, [(original_size, (shape[2], shape[3]))] * shape[0], self._focus)
 
-    def _encode(
-        self, batch: torch.Tensor, sizes: list[tuple[tuple[int, int], tuple[int, int]]], focus: torch.Tensor | None
-    ) -> None:
-        """Set images (B, 3, S, S) that are normalized and padded."""
+    def encode(
+        self, batch: torch.Tensor, sizes: embeddings.Sizes, focus: torch.Tensor | None = None
+    ) -> None:  # fmt: skip
+        """Set images (B, 3, S, S) that are normalized and padded, of these (original, input) sizes (H, W)."""
         encoder = self.model.image_encoder
         with decoding.lock_of(encoder):  # focus and route are the encoder's own
             if focus is not None:
