@@ -53,7 +53,8 @@ NAMES = {
     "sam_bigltl.warm_start": "warm_start",
 }
 COMMANDS_AND_TASKS = {
-    "bench", "bulk", "convert", "demo", "distill", "download", "eval", "export", "quickstart", "segment", "train", "tune",
+    "bench", "bulk", "convert", "demo", "distill", "download", "eval", "export", "quickstart", "segment", "train",
+    "tune",
 }  # fmt: skip
 SCRIPTS = (
     "demo/app.py demo/failures.py demo/quickstart.py eval/classify_study.py eval/click_latency.py eval/coco_miou.py "

@@ -16,17 +16,28 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
+import torch
 
+from sam_bigltl.bulk import BulkConfig, Folder, Segmenter, find_shards, read_chunks, results
+from sam_bigltl.bulk.prompt_files import read_prompts
+from sam_bigltl.convert.registry import default_checkpoint
+from sam_bigltl.convert.sam import load_sam
+from sam_bigltl.convert.tuned import Setting
+from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import load_coco
 from sam_bigltl.data.files import whole_file
 from sam_bigltl.data.images import write_image
 from sam_bigltl.data.tables import aligned
 from sam_bigltl.errors import ArgumentParser, run_cli
+from sam_bigltl.fast.choice import choose
+from sam_bigltl.memory import keep_freed_memory
+from sam_bigltl.predict.batches import embed
 from sam_bigltl.predict.samples import sample_photos
 
 MOST_BOXES = 4  # of a photograph
@@ -141,6 +152,45 @@ def timed(command: Sequence[str], done: Path) -> tuple[float, float, Samples]:
     return seconds, first, samples
 
 
+def parts(args: argparse.Namespace, folder: Path, prompts: Path) -> None:
+    """Print the milliseconds of one core that each part of the work takes for a photograph."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    checkpoint = default_checkpoint()
+    sam = load_sam(checkpoint)
+    chosen = choose(torch.device("cpu"))
+    setting = Setting(chosen.dtype, chosen.native, args.keep_ratio)
+    config = BulkConfig(
+        str(checkpoint), weights_sha256(checkpoint), sam.image_encoder.img_size, setting, prompts="file"
+    )
+    segmenter, out = Segmenter(config), Folder(str(folder.with_name("parts")))
+    asked = read_prompts(prompts)
+    seconds: dict[str, float] = defaultdict(float)
+    count = 0
+
+    def clocked(name: str, function: Callable[..., Any], *given: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*given)
+        seconds[name] += time.perf_counter() - began
+        return result
+
+    for shard in find_shards(str(folder)):
+        chunks = read_chunks(shard, lambda key, _: list(asked[key]), config.frame)
+        while (found := clocked("read, hash, decode, resize", next, chunks, None)) is not None:
+            number, photographs = found
+            images = [each.pixels for each in photographs]
+            for image, each in zip(images, photographs):
+                clocked("encode", embed, segmenter.predictor, [image], [each.size])
+            rows, _ = clocked("all of the worker", segmenter.segment, photographs)
+            clocked("write", results.write_part, out, shard.name, number, rows)
+            count += len(photographs)
+    seconds["prompts, masks, run lengths"] = seconds.pop("all of the worker") - seconds["encode"]
+    rows = [("part", "ms a photograph", "share")]
+    total = sum(seconds.values())
+    rows += [(name, f"{1e3 * own / count:.1f}", f"{100 * own / total:.0f} %") for name, own in seconds.items()]
+    print(aligned(rows, left=(0,)))
+
+
 def flat(values: Sequence[float]) -> str:
     """Memory after the start and at the end: medians of the second and the last quarter, in MB."""
     quarter = len(values) // 4
@@ -155,6 +205,8 @@ def run(args: argparse.Namespace) -> None:
         root = Path(temporary)
         prompts = photographs(args, root / "photos")
         folder = prompts.with_suffix("")
+        if args.parts:
+            return parts(args, folder, prompts)
         command = [sys.executable, "-m", "sam_bigltl.cli"]
         ratio = ["--keep-ratio", str(args.keep_ratio)]
         bulk = [*command, "bulk", folder, "--prompts", prompts, "--output", root / "bulk", *ratio]
@@ -203,5 +255,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=Path, help="folder of its photographs")
     parser.add_argument("--count", type=int, default=2000, help="photographs (2000)")
     parser.add_argument("--keep-ratio", type=float, default=0.25, help="(0.25)")
+    parser.add_argument("--parts", action="store_true", help="only what each part of the work takes, on one core")
     parser.add_argument("--modes", nargs="+", default=["plain loop", "segment FOLDER", "bulk"])
     run_cli("bulk_throughput.py", run, parser.parse_args(argv))

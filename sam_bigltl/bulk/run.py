@@ -19,6 +19,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from ..errors import InputError
+from ..memory import keep_freed_memory
 from . import results
 from .config import COLUMNS, BulkConfig
 from .folder import Folder
@@ -225,6 +226,7 @@ class _Worker:
     """A Segmenter that writes what it finds, and says how much that was."""
 
     def __init__(self, config: BulkConfig, folder: Folder) -> None:
+        keep_freed_memory()  # the process is Ray's, and ours alone
         self.segmenter, self.folder = Segmenter(config), folder
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ..bulk.inputs import CHUNK, FILES, SHARD_SIZE, Shard, digest, find_shards
 from ..bulk.prompt_files import check_names, read_prompts
 from ..bulk.prompts import ByName
 from ..bulk.reading import read_chunks
-from ..bulk.run import Summary, segment_shards
+from ..bulk.run import Report, Summary, segment_shards
 from ..convert.registry import default_checkpoint
 from ..convert.sam import load_sam
 from ..convert.tuned import Setting
@@ -52,6 +53,7 @@ Interrupted, the same command goes on where it stopped. See docs/bulk.md."""
 _MEASURED = 8  # photographs from which the thresholds of everything mode are found
 _COUNTS = ("actors", "threads", "batch_size", "shard_size", "points_per_side")
 _SHOWN = 20  # errors that are printed; errors.csv has all
+_A_LINE = 60.0  # seconds between lines of a run without a terminal
 _STORE = 2 * 2**30  # bytes of Ray's object store, where this command starts it
 
 
@@ -220,28 +222,49 @@ def _silent() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(shards: list[Shard]) -> Iterator[Any]:
-    """Reports as a line: photographs, how many a second, how long still."""
+def _bar(shards: list[Shard]) -> Iterator[Report]:
+    """Reports as a line that is written anew, or, where no terminal shows it, as one a minute."""
     total = sum(len(shard.keys) for shard in shards) if all(shard.kind == FILES for shard in shards) else None
     with tqdm(total=total, unit="photo", disable=None, smoothing=0) as bar:
-        started = False
+        progress = _Progress(total, bar)
+        yield progress.report
 
-        def report(summary: Summary) -> None:
-            nonlocal started
-            if not started:  # what is there already is no part of the rate
-                bar.initial = bar.n = summary.photographs
-                bar.last_print_n = bar.n
-                started, report.done = True, summary.done  # type: ignore[attr-defined]
-            now = summary.new + bar.initial
-            words = f"shards {summary.done}/{summary.shards}, errors {summary.errors}"
-            fresh = summary.done - report.done  # type: ignore[attr-defined]
-            if total is None and fresh:
-                left = summary.seconds * (summary.shards - summary.done) / fresh
-                words += f", about {tqdm.format_interval(left)} left"
-            bar.set_postfix_str(words, refresh=False)
-            bar.update(now - bar.n)
 
-        yield report
+class _Progress:
+    """How far a run is, in words.
+
+    Args:
+        total: photographs, or None where shards have to be read to know.
+    """
+
+    def __init__(self, total: int | None, bar: tqdm) -> None:
+        self.total, self.bar = total, bar
+        self.before: tuple[int, int] | None = None  # photographs and shards of earlier runs
+        self.said = time.monotonic()
+
+    def report(self, summary: Summary) -> None:
+        """Show a summary."""
+        if self.before is None:
+            self.before = summary.photographs, summary.done
+            self.bar.initial = self.bar.n = self.bar.last_print_n = summary.photographs
+        words = f"shards {summary.done}/{summary.shards}, errors {summary.errors}"
+        left = self._left(summary, self.before[1])
+        if left is not None and (self.total is None or self.bar.disable):
+            words += f", about {tqdm.format_interval(left)} left"
+        if self.bar.disable:
+            if time.monotonic() - self.said >= _A_LINE:
+                self.said = time.monotonic()
+                print(f"{summary.photographs} photographs, {summary.rate:.2f} a second, {words}", flush=True)
+            return
+        self.bar.set_postfix_str(words, refresh=False)
+        self.bar.update(summary.new + self.before[0] - self.bar.n)
+
+    def _left(self, summary: Summary, shards_before: int) -> float | None:
+        """Seconds that the rest will take, by photographs where their number is known, else by shards."""
+        if self.total is not None and summary.new:
+            return (self.total - summary.photographs) / summary.rate
+        fresh = summary.done - shards_before
+        return summary.seconds * (summary.shards - summary.done) / fresh if fresh else None
 
 
 def _finish(
