@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
     flag_checks.at_least_one(args, [name for name in _COUNTS if getattr(args, name) is not None])
     if args.prompts is None and not args.everything and not args.embeddings:
         raise InputError("nothing to do: give --prompts, --everything or --embeddings")
+    if args.prompts is not None and args.everything:
+        raise InputError("prompts or everything: give one of the two")
     if args.annotations is not None and args.prompts in (None, COLUMNS):
         raise InputError("--annotations names the images of a detector's results: give them with --prompts")
     device = parse_device(args.device)
@@ -138,14 +140,15 @@ def _config(args: argparse.Namespace, device: Any, shards: list[Shard], folder: 
     sam = load_sam(checkpoint)
     set_routing(SamPredictor(sam), keep_ratio)
     ratio = getattr(sam.image_encoder, "keep_ratio", 1.0)
-    chosen.say()
-    return BulkConfig(
+    config = BulkConfig(
         str(checkpoint), weights_sha256(checkpoint), sam.image_encoder.img_size,
         Setting(chosen.dtype, chosen.native, ratio),
         args.prompts if args.prompts in (None, COLUMNS) else sha256(args.prompts),
         _everything(args, sam, shards, folder) if args.everything else None, args.all_masks, args.embeddings,
         device.type, args.batch_size or (1 if device.type == "cpu" else 8), args.threads,
     )  # fmt: skip
+    chosen.say()
+    return config
 
 
 def _everything(args: argparse.Namespace, sam: Sam, shards: list[Shard], folder: Folder) -> Everything:
