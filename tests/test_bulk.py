@@ -77,6 +77,21 @@ def test_masks_are_those_of_the_predictor_however_the_work_is_spread(
     assert contents(other) == contents(out)
 
 
+def test_from_python(ray_cluster, bulk, bulk_photos, bulk_checkpoint, bulk_prompts, tmp_path):
+    from sam_bigltl.bulk import BulkConfig, Folder, Setting, find_shards, segment_shards
+
+    boxes = {name: [each for each in asked if "box" in each] for name, asked in bulk_prompts.items()}
+    _, _, expected = bulk(bulk_photos, "--prompts", written(boxes, tmp_path), out="folder")
+    config = BulkConfig.of(bulk_checkpoint, setting=Setting("float32", True, 0.5), prompts="columns")
+    shards = find_shards(str(made_parquet(bulk_photos, tmp_path, boxes)))
+    said = []
+    summary = segment_shards(shards, Folder(str(tmp_path / "out")), config, actors=1, report=said.append)
+    assert summary.photographs == summary.new == COUNT and not summary.failed and summary.errors == 0
+    found = rows(tmp_path / "out")
+    assert summary.masks == sum(len(row["masks"]) for row in found) and said[-1] is summary
+    assert [row["masks"] for row in found] == [row["masks"] for row in rows(expected)]
+
+
 def test_coco_json_is_read_by_pycocotools(bulk, bulk_photos, bulk_prompts, tmp_path):
     from pycocotools.coco import COCO
 
@@ -91,11 +106,10 @@ def test_coco_json_is_read_by_pycocotools(bulk, bulk_photos, bulk_prompts, tmp_p
             assert (coco.annToMask(annotation) == decoded(mask, row)).all()
 
 
-@pytest.mark.parametrize("make", [made_tars, made_parquet])
-def test_prompts_that_come_with_the_photographs(bulk, bulk_photos, bulk_prompts, make, tmp_path):
+def test_prompts_that_come_with_the_photographs_in_tars(bulk, bulk_photos, bulk_prompts, tmp_path):
     boxes = {name: [each for each in asked if "box" in each] for name, asked in bulk_prompts.items()}
     _, _, expected = bulk(bulk_photos, "--prompts", written(boxes, tmp_path), out="folder")
-    code, said, out = bulk(make(bulk_photos, tmp_path, boxes), "--prompts", "columns")
+    code, said, out = bulk(made_tars(bulk_photos, tmp_path, boxes), "--prompts", "columns")
     assert code == 0, said
     assert [(row["sha256"], row["masks"]) for row in rows(out)] == [
         (row["sha256"], row["masks"]) for row in rows(expected)
@@ -103,7 +117,7 @@ def test_prompts_that_come_with_the_photographs(bulk, bulk_photos, bulk_prompts,
 
 
 def test_a_list_and_an_address(bulk, bulk_photos, bulk_prompts, tmp_path):
-    """Of file:// and of paths; the bulk_prompts are named as the list names the photographs."""
+    """Of paths, and file://; the prompts are named as the list names the photographs."""
     _, _, expected = bulk(bulk_photos, "--prompts", written(bulk_prompts, tmp_path), out="folder")
     asked = {str(bulk_photos / name): each for name, each in bulk_prompts.items()}
     coco = {

@@ -17,7 +17,7 @@ psutil = pytest.importorskip("psutil")
 
 
 def test_what_is_broken_is_named_and_the_rest_done(bulk, bulk_photos, tmp_path):
-    """A photograph cut off, one of 0 bytes, one that is missing, and bulk_prompts that no photograph can be asked."""
+    """A photograph cut off, one of 0 bytes, one that is missing, and prompts that no photograph can be asked."""
     good = names(bulk_photos)[:4]
     cut = tmp_path / "cut.jpg"
     cut.write_bytes((bulk_photos / names(bulk_photos)[1]).read_bytes()[:300])

@@ -198,6 +198,17 @@ def test_everything_mode_by_the_server(user: User) -> None:
     user.wait("/^[1-9]\\d* regions?$/.test(find('.found').innerText)", 90000)
 
 
+@pytest.mark.parametrize("index", [0, 2])
+def test_everything_mode_finds_something_on_the_other_examples(user: User, index: int) -> None:
+    """With the thresholds that the shipped weights give; SAM's own found nothing on any of the three."""
+    user.find(".example").nth(index).click()
+    user.wait("root.dataset.photo !== ''")
+    user.idle()
+    user.find("summary >> text=Everything").click()
+    user.find(".start").click()
+    user.wait("/^[1-9]\\d* regions?$/.test(find('.found').innerText)", 90000)
+
+
 def test_two_users_do_not_see_each_other(browser, served: Served, photo: Path) -> None:
     users = [User(browser, served.address, root=ROOT) for _ in range(2)]
     for own in users:

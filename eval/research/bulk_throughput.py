@@ -27,9 +27,7 @@ import torch
 from sam_bigltl.bulk import BulkConfig, Folder, Segmenter, find_shards, read_chunks, results
 from sam_bigltl.bulk.prompt_files import read_prompts
 from sam_bigltl.convert.registry import default_checkpoint
-from sam_bigltl.convert.sam import load_sam
 from sam_bigltl.convert.tuned import Setting
-from sam_bigltl.convert.weight_files import weights_sha256
 from sam_bigltl.data.coco import load_coco
 from sam_bigltl.data.files import whole_file
 from sam_bigltl.data.images import write_image
@@ -156,13 +154,9 @@ def parts(args: argparse.Namespace, folder: Path, prompts: Path) -> None:
     """Print the milliseconds of one core that each part of the work takes for a photograph."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    checkpoint = default_checkpoint()
-    sam = load_sam(checkpoint)
     chosen = choose(torch.device("cpu"))
     setting = Setting(chosen.dtype, chosen.native, args.keep_ratio)
-    config = BulkConfig(
-        str(checkpoint), weights_sha256(checkpoint), sam.image_encoder.img_size, setting, prompts="file"
-    )
+    config = BulkConfig.of(default_checkpoint(), setting=setting, prompts="file")
     segmenter, out = Segmenter(config), Folder(str(folder.with_name("parts")))
     asked = read_prompts(prompts)
     seconds: dict[str, float] = defaultdict(float)

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..convert.tuned import Setting
     from .config import BulkConfig, Everything
     from .folder import Folder
     from .inputs import Shard, find_shards
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BulkConfig": "config", "Everything": "config", "Folder": "folder", "Photograph": "reading",
     "Segmenter": "segmenter", "Shard": "inputs", "Summary": "run", "find_shards": "inputs",
-    "read_chunks": "reading", "segment_shards": "run",
+    "Setting": "config", "read_chunks": "reading", "segment_shards": "run",
 }  # fmt: skip
 __all__ = [
     "BulkConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "Folder",
     "Photograph",
     "Segmenter",
+    "Setting",
     "Shard",
     "Summary",
     "find_shards",

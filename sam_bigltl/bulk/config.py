@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ..convert.sam import load_sam
 from ..convert.tuned import Setting
+from ..convert.weight_files import weights_sha256
 from ..errors import InputError
 from .inputs import CHUNK
 
@@ -50,6 +53,15 @@ class BulkConfig:
     device: str = "cpu"
     batch: int = 1
     threads: int = 1
+
+    @classmethod
+    def of(cls, checkpoint: str | Path, **options: Any) -> BulkConfig:
+        """A configuration for a model file, which is read for it; `options` are attributes from `setting` on.
+
+        Raises InputError where it is no model, or the options do not go together.
+        """
+        side = load_sam(checkpoint).image_encoder.img_size
+        return cls(str(Path(checkpoint).absolute()), weights_sha256(checkpoint), side, **options)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= CHUNK:
