@@ -28,18 +28,20 @@ from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.predict.samples import sample_photos
 
 ROOT = "#sam_bigltl .sam-bigltl"
-# As the command line starts it, without the thresholds that it finds from the weights.
+# As the command line starts it.
 SERVER = """
 import sys, torch
 from sam_bigltl.convert.registry import default_checkpoint
 from sam_bigltl.demo.api import Settings
 from sam_bigltl.demo.app import Demo
 from sam_bigltl.demo.engine import Engine
-from sam_bigltl.demo.everything import Options
+from sam_bigltl.demo.everything import find_options
 from sam_bigltl.demo.examples import examples
 from sam_bigltl.demo.guard import Hosts
 engine = Engine(default_checkpoint(), torch.device("cpu"))
-demo = Demo(engine, Settings(0.5, 1280, Options(8, 0.4, 0.5)), examples(), Hosts(["127.0.0.1"]))
+photos = examples()
+options = find_options(engine.sam, (each.image for each in photos))
+demo = Demo(engine, Settings(0.5, 1280, options), photos, Hosts(["127.0.0.1"]))
 demo.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]))
 print("ready", flush=True)
 demo.blocks.block_thread()
@@ -259,6 +261,19 @@ def test_a_click_is_quick(user: User, photo: Path, capsys: pytest.CaptureFixture
         print(f"\nclick to new mask on the page: median {statistics.median(times):.0f} ms of {len(times)} clicks "
               f"(slowest {max(times):.0f})")  # fmt: skip
     assert len(times) == 12
+
+
+def test_how_often_a_preview_comes(user: User, photo: Path, capsys: pytest.CaptureFixture) -> None:
+    """While the pointer moves for three seconds; a decoder that is too slow for previews shows none."""
+    user.open(photo)
+    user.page.mouse.move(*user.at(150, 100))
+    before, began = user.js("root.app.work.hover.count"), time.monotonic()
+    while (seconds := time.monotonic() - began) < 3:
+        user.page.mouse.move(*user.at(150 + 30 * seconds, 100 + 20 * seconds))
+    count = user.js("root.app.work.hover.count") - before
+    with capsys.disabled():
+        print(f"\nhover previews: {count / seconds:.1f} a second")
+    assert count or not user.js("root.app.work.hover.quick")
 
 
 @pytest.mark.skipif(not sample_photos(), reason="the photographs come with scikit-image")

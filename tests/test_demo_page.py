@@ -214,13 +214,13 @@ def test_hover_shows_the_mask_of_a_click_only_where_the_decoder_is_quick(browser
     for step in range(40):
         own.page.mouse.move(*own.at(150 + step, 150))
     took = own.js("performance.now()") - began
-    assert own.js("control.calls.filter((name) => name === 'masks').length") - asked <= took / 100 + 2
+    assert own.js("control.calls.filter((name) => name === 'masks').length") - asked <= took / 80 + 2
     own.find(".preview input").click()
     own.page.mouse.move(*own.at(220, 150))
     own.page.wait_for_timeout(250)
     assert own.js("root.app.work.hover.mask") is None
     own.close()
-    slow = User(browser, f"{address}?decoder=80")
+    slow = User(browser, f"{address}?decoder=400")
     slow.open(photo)
     slow.click(200, 150)
     slow.page.mouse.move(*slow.at(100, 100))

@@ -1,8 +1,11 @@
 // The mask that a click would give, while the pointer only rests there.
 import { activeOf } from './scene.js';
 
-const PAUSE = 100; // milliseconds between two questions
-export const QUICK = 50; // milliseconds of the decoder, beyond which there is no preview
+const PAUSE = 80; // milliseconds between two questions: ten a second, with what timers and answers add
+// Milliseconds of the decoder, beyond which there is no preview: 35 to 60 beside a browser on two cores still give 11 a
+// second there.
+export const QUICK = 75;
+const ENOUGH = 3; // answers from which it can be told: the first is slower than those after it
 const KEPT_TIMES = 9;
 
 /**
@@ -27,10 +30,11 @@ export class Hover {
     this.timer = undefined;
   }
 
-  /** Whether the decoder is known to be quick enough; unknown counts as quick. */
+  /** Whether the decoder is quick enough, as far as can be told: of few answers the quickest counts, and is let off. */
   get quick() {
     const sorted = [...this.times].sort((a, b) => a - b);
-    return !sorted.length || sorted[Math.floor(sorted.length / 2)] < QUICK;
+    if (sorted.length < ENOUGH) return !sorted.length || sorted[0] < 4 * QUICK;
+    return sorted[Math.floor(sorted.length / 2)] < QUICK;
   }
 
   /** @param {number} milliseconds   that the decoder took */
