@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -168,11 +169,25 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         (["--embeddings", "--keep-ratio", "2"], "--keep-ratio '2'"),
         (["--embeddings", "--checkpoint", "none.pth"], "none.pth"),
         (["--prompts", "none.json"], "none.json"),
+        (["--embeddings", "--output", "in/a.jpg"], "is a file"),
     ],
 )
-def test_wrong_flags_are_one_line(tmp_path, capsys, options, words):
+def test_wrong_flags_are_one_line(tmp_path, capsys, monkeypatch, options, words):
     folder = touched(tmp_path / "in", "a.jpg")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        main(["bulk", str(folder), "--output", str(tmp_path / "out"), "--device", "cpu", *options])
+        main(["bulk", str(folder), "--output", "out", "--device", "cpu", *options])
     said = capsys.readouterr().err
     assert end.value.code == 2 and words in said and said.count("\n") == 1, said
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = touched(tmp_path / "in", "a.jpg")
+    options = ["--output", str(tmp_path / "out"), "--device", "cpu", "--embeddings"]
+    with pytest.raises(SystemExit) as end:
+        main(["bulk", str(folder), *options, "--address", f"127.0.0.1:{port}"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"no Ray at 127.0.0.1:{port}" in said and "Traceback" not in said

@@ -121,6 +121,8 @@ class Folder:
         if self.local is None:
             yield
             return
+        if self.local.is_file():
+            raise InputError(f"{self.address} is a file: give a folder with --output")
         try:
             self.local.mkdir(parents=True, exist_ok=True)
             file = os.open(self.local / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)

@@ -170,7 +170,7 @@ def _parquet(address: str, key: str, image_column: str | None) -> Iterator[Raw]:
             raise InputError(f"no column {image or 'image'} among {', '.join(columns)}: name it with --image-column")
         name = next((name for name in NAMES if name in columns), None)
         beside = [column for column in ("boxes", "points", "labels") if column in columns]
-        number = 0
+        number, seen = 0, set()
         for batch in file.iter_batches(CHUNK, columns=[image, *beside, *([name] if name else [])]):
             for row in batch.to_pylist():
                 content: Any = row[image]
@@ -179,6 +179,10 @@ def _parquet(address: str, key: str, image_column: str | None) -> Iterator[Raw]:
                     content, path = content.get("bytes"), content.get("path")
                 own = str(row[name]) if name and row[name] is not None else f"{key}/{path or number}"
                 number += 1
+                if own in seen:
+                    yield Raw(encodable(own), error="has the name of an earlier photograph of the file")
+                    continue
+                seen.add(own)
                 if not isinstance(content, bytes):
                     yield Raw(encodable(own), error=f"its column {image} holds no bytes")
                 else:

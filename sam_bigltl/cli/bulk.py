@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
@@ -195,6 +196,8 @@ def _connected(address: str | None) -> Iterator[None]:
     own: dict[str, Any] = {"address": address}
     if address is None:
         own = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE}
+    else:
+        _check_reachable(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"ray\.")  # advice to those who write pipelines
@@ -208,6 +211,17 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise InputError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return  # auto, or ray://
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray at {address} ({error}): start it there with `ray start --head`") from None
 
 
 @contextmanager
@@ -277,9 +291,8 @@ def _finish(
     done = [shard.name for shard in shards if shard.name not in summary.failed]
     print(
         f"{summary.photographs} photographs, {summary.masks} masks in {folder.address} ({summary.done} of "
-        f"{summary.shards} shards); this run: {summary.new} photographs in {summary.seconds:.0f} s"
-        + f", {summary.rate:.1f} a second"
-        * (summary.new > 0)
+        f"{summary.shards} shards); this run went through {summary.new} in "
+        f"{summary.seconds:.0f} s" + f", {summary.rate:.1f} a second" * (summary.new > 0)
     )
     if unknown:
         print(f"not in the input: {unknown} photographs of {args.prompts}")
