@@ -134,6 +134,12 @@ def test_the_resize_is_segment_anythings(size):
     assert (resized(image, 96) == ResizeLongestSideFloat32(96).apply_image(image)).all()
 
 
+def test_a_folder_beside_another_is_not_inside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(touched(tmp_path / "in", "a.jpg"))
+    assert Folder("../out").path("x") == str(tmp_path / "out" / "x")
+    assert [Path(place).exists() for place in find_shards(".")[0].addresses] == [True]
+
+
 def test_a_folder_keeps_its_settings(tmp_path):
     folder = Folder(str(tmp_path / "out"))
     folder.keep_settings({"keep_ratio": (1.0, 0.5), "model": "a"})
@@ -169,12 +175,14 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         (["--embeddings", "--keep-ratio", "2"], "--keep-ratio '2'"),
         (["--embeddings", "--checkpoint", "none.pth"], "none.pth"),
         (["--prompts", "none.json"], "none.json"),
-        (["--embeddings", "--output", "in/a.jpg"], "is a file"),
+        (["--embeddings", "--output", "in/out"], "is inside"),
+        (["--embeddings", "--output", "in"], "is inside"),
+        (["--embeddings", "--output", "file"], "is a file"),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, monkeypatch, options, words):
     folder = touched(tmp_path / "in", "a.jpg")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(touched(tmp_path, "file"))
     with pytest.raises(SystemExit) as end:
         main(["bulk", str(folder), "--output", "out", "--device", "cpu", *options])
     said = capsys.readouterr().err

@@ -146,7 +146,7 @@ def file_system(address: str) -> tuple[Any, str]:
         fs, path = url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise InputError(f"{address} cannot be opened: {error}") from None
-    return fs, str(path)
+    return fs, os.path.abspath(path) if isinstance(fs, LocalFileSystem) else str(path)
 
 
 def _short(value: Any) -> str:

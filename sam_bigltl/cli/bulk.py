@@ -118,6 +118,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--device {args.device}: workers run on cpu or cuda, and Ray chooses which GPU")
     shards = find_shards(args.input, args.shard_size)
     folder = Folder(args.output)
+    source = Folder(args.input)
+    if type(source.fs) is type(folder.fs) and folder.path("").startswith(source.path("")):
+        raise InputError(f"{args.output} is inside {args.input}, whose photographs are read: give another --output")
     prompts = None if args.prompts in (None, COLUMNS) else read_prompts(args.prompts, args.annotations)
     unknown = _unknown(prompts, shards, args.prompts)
     with folder.alone():
