@@ -106,14 +106,17 @@ def test_coco_json_is_read_by_pycocotools(bulk, bulk_photos, bulk_prompts, tmp_p
             assert (coco.annToMask(annotation) == decoded(mask, row)).all()
 
 
-def test_prompts_that_come_with_the_photographs_in_tars(bulk, bulk_photos, bulk_prompts, tmp_path):
+def test_prompts_beside_photographs_in_tars_and_in_a_file(bulk, bulk_photos, bulk_prompts, tmp_path):
     boxes = {name: [each for each in asked if "box" in each] for name, asked in bulk_prompts.items()}
     _, _, expected = bulk(bulk_photos, "--prompts", written(boxes, tmp_path), out="folder")
-    code, said, out = bulk(made_tars(bulk_photos, tmp_path, boxes), "--prompts", "columns")
-    assert code == 0, said
-    assert [(row["sha256"], row["masks"]) for row in rows(out)] == [
-        (row["sha256"], row["masks"]) for row in rows(expected)
-    ]
+    tars = made_tars(bulk_photos, tmp_path, boxes)
+    flat = {name.replace("/", "_"): asked for name, asked in boxes.items()}
+    for out, prompts in (("beside", "columns"), ("file", written(flat, tmp_path, "flat.json"))):
+        code, said, found = bulk(tars, "--prompts", prompts, out=out)
+        assert code == 0, said
+        assert [(row["sha256"], row["masks"]) for row in rows(found)] == [
+            (row["sha256"], row["masks"]) for row in rows(expected)
+        ]
 
 
 def test_a_list_and_an_address(bulk, bulk_photos, bulk_prompts, tmp_path):

@@ -178,6 +178,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         (["--embeddings", "--output", "in/out"], "is inside"),
         (["--embeddings", "--output", "in"], "is inside"),
         (["--embeddings", "--output", "file"], "is a file"),
+        (["--embeddings", "--coco", "--output", "memory://out"], "--coco writes one file on this machine"),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, monkeypatch, options, words):

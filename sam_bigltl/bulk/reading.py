@@ -230,12 +230,18 @@ def _reason(error: Exception) -> str:
 
 
 def read_task(
-    batch: pyarrow.Table, columns: bool, side: int | None, image_column: str | None
+    batch: pyarrow.Table, columns: bool, side: int | None, image_column: str | None, shared: Any
 ) -> Iterator[pyarrow.Table]:  # fmt: skip
-    """A task of Ray Data: the chunks of shards, and a last row with their number."""
+    """A task of Ray Data: the chunks of shards, and a last row with their number.
+
+    `shared` are a file's prompts, or their reference, where a shard's row has none of its own.
+    """
+    import ray
+
+    prompts = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
     for content in batch["shard"]:
-        shard, done, prompts = pickle.loads(content.as_py())
-        asked_of: AskedOf = prompts_beside if columns else partial(_from_file, prompts)
+        shard, done, own = pickle.loads(content.as_py())
+        asked_of: AskedOf = prompts_beside if columns else partial(_from_file, prompts if own is None else own)
         count = 0
         for number, photographs in read_chunks(shard, asked_of, side, done, image_column):
             count = number + 1

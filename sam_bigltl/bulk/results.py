@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,13 @@ def read_errors(folder: Folder, shards: Iterable[str]) -> Iterator[dict[str, Any
             yield from parquet.read_table(BytesIO(content)).to_pylist()
 
 
-def write_errors(path: Path, errors: Iterable[dict[str, Any]]) -> None:
-    """All errors as a CSV. Raises InputError where that cannot be written."""
-    with whole_file(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("name", "reason"))
-        writer.writerows((csv_cell(each["key"]), csv_cell(each["reason"])) for each in errors)
+def write_errors(folder: Folder, errors: Iterable[dict[str, Any]]) -> None:
+    """All errors as errors.csv. Raises OSError where that cannot be written."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "reason"))
+    writer.writerows((csv_cell(each["key"]), csv_cell(each["reason"])) for each in errors)
+    folder.write("errors.csv", text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_coco(folder: Folder, path: Path, shards: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ another run does it where this one was stopped.
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ..memory import keep_freed_memory
 from . import results
 from .config import COLUMNS, BulkConfig
 from .folder import Folder
-from .inputs import FILES, Shard
+from .inputs import CHUNK, FILES, Shard
 from .prompts import ByName
 from .reading import END, read_task
 from .segmenter import Segmenter
@@ -119,12 +120,15 @@ class _Run:
         self.chunks: dict[str, int] = {}  # of a shard, once that is known
         self.seen: dict[str, dict[int, tuple[int, int, int]]] = {}  # counts by shard and chunk
         self.joining: dict[Any, str] = {}
+        self.whole: set[str] = set()  # shards whose chunks are all there
         self.refused = 0  # chunks in a row that could not be written
         self.join = ray.remote(num_cpus=0)(results.join_parts)
 
     def take(self, status: dict[str, Any]) -> None:
         """Count a row of `_Worker`."""
         name, chunk = status["shard"], status["chunk"]
+        if name in self.whole:  # said twice, by a worker that died after it
+            return
         seen = self.seen.setdefault(name, {})
         if chunk == END:
             self.chunks[name] = status["photographs"]
@@ -134,13 +138,14 @@ class _Run:
             if self.refused >= _GIVE_UP:
                 raise InputError(f"{_GIVE_UP} chunks in a row failed, the last: {status['failed']}")
         else:
-            counts = status["photographs"] - status["unreadable"], status["masks"], status["errors"]
-            seen[chunk] = counts
             self.refused = 0
-            self.summary.add(*counts)
-            self.summary.new += status["photographs"]
+            if chunk not in seen:
+                seen[chunk] = status["photographs"] - status["unreadable"], status["masks"], status["errors"]
+                self.summary.add(*seen[chunk])
+                self.summary.new += status["photographs"]
         if self.chunks.get(name) == len(seen) and name not in self.summary.failed:
-            self.joining[self.join.remote(self.folder, name, self.chunks.pop(name))] = name
+            self.whole.add(name)
+            self.joining[self.join.remote(self.folder, name, self.chunks[name])] = name
         self._joined(0.0)
 
     def finish(self, shards: Sequence[Shard]) -> None:
@@ -181,13 +186,18 @@ def _statuses(
     context.target_max_block_size = 1  # a chunk is handed on as soon as it is read
     context.max_errored_blocks = -1  # a chunk that cannot be done does not end the run
     gpu = config.device != "cpu"
-    count = actors or _room(gpu, config.threads)
-    waiting = [_packed(shard, folder, config, prompts) for shard in shards]
+    count = min(actors or _room(gpu, config.threads), _most_chunks(shards))
+    begun = set(folder.names(results.PARTS))
+    waiting = [_packed(shard, folder, shard.name in begun, prompts) for shard in shards]
     task: Any = read_task
+    # What a tar or Parquet file holds is known only where it is read.
+    shared = None if prompts is None or shards[0].kind == FILES else ray.put(prompts)
     chunks = ray.data.from_items(waiting, override_num_blocks=len(waiting)).map_batches(
         task, batch_size=1, batch_format="pyarrow", num_cpus=1 if gpu else _READER_CPUS,
         compute=TaskPoolStrategy(size=4 * count if gpu else count),
-        fn_kwargs={"columns": config.prompts == COLUMNS, "side": config.frame, "image_column": image_column},
+        fn_kwargs={
+            "columns": config.prompts == COLUMNS, "side": config.frame, "image_column": image_column, "shared": shared
+        },
     )  # fmt: skip
     statuses = chunks.map_batches(
         _Worker, batch_size=1, batch_format="pyarrow", num_cpus=_ACTOR_CPUS * (1 if gpu else config.threads),
@@ -211,14 +221,22 @@ def _room(gpu: bool, threads: int) -> int:
     return found
 
 
-def _packed(shard: Shard, folder: Folder, config: BulkConfig, prompts: ByName | None) -> dict[str, bytes]:
+def _most_chunks(shards: Sequence[Shard]) -> int:
+    """How many chunks there can be: more workers than that would load the model for nothing."""
+    if any(shard.kind != FILES for shard in shards):
+        return sys.maxsize
+    return sum(-(-len(shard.keys) // CHUNK) for shard in shards)
+
+
+def _packed(shard: Shard, folder: Folder, begun: bool, prompts: ByName | None) -> dict[str, bytes]:
     """A row of the data set: a shard, its chunks that are there, and its prompts, where a file has them."""
-    done = results.parts_done(folder, shard.name)
-    results.forget_tries(folder, shard.name)
+    done: set[int] = set()
+    if begun:
+        done = results.parts_done(folder, shard.name)
+        results.forget_tries(folder, shard.name)
     own: ByName | None = None
-    if prompts is not None:
-        # What a tar or Parquet file holds is known only where it is read.
-        own = {key: prompts[key] for key in shard.keys if key in prompts} if shard.kind == FILES else prompts
+    if prompts is not None and shard.kind == FILES:
+        own = {key: prompts[key] for key in shard.keys if key in prompts}
     return {"shard": pickle.dumps((shard, done, own))}
 
 
@@ -237,15 +255,8 @@ class _Worker:
         return pyarrow.Table.from_pylist(rows)
 
     def _done(self, shard: str, chunk: int, content: pyarrow.Buffer) -> dict[str, Any]:
-        status = {
-            "shard": shard,
-            "chunk": chunk,
-            "photographs": 0,
-            "unreadable": 0,
-            "masks": 0,
-            "errors": 0,
-            "failed": "",
-        }
+        counts = dict.fromkeys(("photographs", "unreadable", "masks", "errors"), 0)
+        status: dict[str, Any] = {"shard": shard, "chunk": chunk, "failed": ""} | counts
         if chunk == END:
             return status | {"photographs": int(content.to_pybytes())}
         if not content.size:  # it is there

@@ -31,7 +31,7 @@ from ..convert.registry import default_checkpoint
 from ..convert.sam import load_sam
 from ..convert.tuned import Setting
 from ..convert.weight_files import weights_sha256
-from ..data.files import sha256
+from ..data.files import cannot_write, sha256
 from ..errors import InputError, in_one_line
 from ..fast.devices import parse_device
 from ..predict.predictor import SamPredictor
@@ -121,11 +121,13 @@ def run(args: argparse.Namespace) -> None:
     source = Folder(args.input)
     if type(source.fs) is type(folder.fs) and folder.path("").startswith(source.path("")):
         raise InputError(f"{args.output} is inside {args.input}, whose photographs are read: give another --output")
+    if args.coco and folder.local is None:
+        raise InputError("--coco writes one file on this machine: give a path as --output")
     prompts = None if args.prompts in (None, COLUMNS) else read_prompts(args.prompts, args.annotations)
     unknown = _unknown(prompts, shards, args.prompts)
     with folder.alone():
         config = _config(args, device, shards, folder)
-        folder.keep_settings(config.settings() | {"input": digest(shards), "shards": len(shards)})
+        folder.keep_settings(config.settings() | {"input": digest(shards), "image_column": args.image_column})
         folder.clean("", *(f"{results.PARTS}/{shard.name}" for shard in shards), results.EMBEDDINGS)
         if args.retry_errors:
             _forget_errors(folder, shards)
@@ -304,14 +306,17 @@ def _finish(
         for name, reason in list(summary.failed.items())[:_SHOWN]:
             print(f"  shard {name}: {in_one_line(reason)}", file=sys.stderr)
     errors = list(results.read_errors(folder, done))
-    local = folder.local
-    if local is not None:
-        results.write_errors(local / "errors.csv", errors)
-        if args.coco and not summary.failed:
-            results.write_coco(folder, local / "annotations.json", done)
+    try:
+        results.write_errors(folder, errors)
+    except OSError as error:
+        raise cannot_write(folder.path("errors.csv"), error) from None
+    if args.coco and not summary.failed and folder.local is not None:
+        results.write_coco(folder, folder.local / "annotations.json", done)
     if errors:
-        where = f" (all in {local / 'errors.csv'})" if local is not None else ""
-        print(f"{len(errors)} photographs, prompts or shards could not be used{where}:", file=sys.stderr)
+        print(
+            f"{len(errors)} photographs, prompts or shards could not be used (all in {folder.path('errors.csv')}):",
+            file=sys.stderr,
+        )
         for each in errors[:_SHOWN]:
             print(f"  {in_one_line(each['key'])}: {in_one_line(each['reason'])}", file=sys.stderr)
     if errors or summary.failed:
