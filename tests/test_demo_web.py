@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ WEB = Path(__file__).resolve().parents[1] / "demo" / "web"
 from serve import Handler, open_server
 
 DIST = WEB / "dist"
+AXE = WEB / "node_modules" / "axe-core" / "axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,  # `make test-browser` runs it
@@ -288,3 +290,28 @@ def test_a_photograph_to_its_first_mask_and_offline(context, site: Site, tmp_pat
         page.close()
     finally:
         site.start(site.port)
+
+
+@pytest.mark.parametrize("name", ["wide", "phone"])
+def test_axe_finds_nothing_serious_and_how_it_looks(context, site: Site, tmp_path: Path, name: str) -> None:
+    if not AXE.is_file():
+        pytest.skip("no axe-core here: npm ci in demo/web installs it")
+    page = visit(context, site)
+    page.set_viewport_size({"width": 1400, "height": 1000} if name == "wide" else {"width": 390, "height": 844})
+    page.locator("#app .example").nth(1).click()
+    page.wait_for_function("document.getElementById('app').dataset.photo !== ''")
+    page.wait_for_function("document.getElementById('app').dataset.state === 'idle'")
+    frame = page.locator("#app canvas.view").bounding_box()
+    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    page.wait_for_function("document.getElementById('app').dataset.latencies")
+    page.wait_for_function("document.getElementById('app').dataset.state === 'idle'")
+    page.add_script_tag(path=AXE)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    serious = [
+        (each["id"], [node["html"][:120] for node in each["nodes"]])
+        for each in found["violations"] if each["impact"] in ("serious", "critical")
+    ]  # fmt: skip
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    page.screenshot(path=folder / f"demo_web_{name}.png")
+    page.close()
+    assert serious == []
