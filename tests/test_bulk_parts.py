@@ -57,6 +57,8 @@ def test_files_that_hold_photographs_are_shards(tmp_path, ending, kind):
 def test_what_is_no_input_is_one_line(tmp_path):
     folder = touched(tmp_path / "mixed", "a.jpg", "b.tar")
     (tmp_path / "empty").mkdir()
+    strange = tmp_path / "strange.txt"
+    strange.write_text("c.jpg\nnothing://b/a.jpg\n")
     twice = tmp_path / "twice.txt"
     twice.write_text("a.jpg\nb.jpg\na.jpg\n")
     for source, words in (
@@ -68,6 +70,7 @@ def test_what_is_no_input_is_one_line(tmp_path):
         (tmp_path / "sa_{0..3.tar", "braces that do not close"),
         (tmp_path / "sa_{0..3}.tar", "no such file"),
         ("nothing://bucket/photos", "cannot be opened"),
+        (strange, "nothing://b/a.jpg cannot be opened"),
     ):
         with pytest.raises(InputError, match=words.replace("(", r"\(")) as error:
             find_shards(str(source))

@@ -139,6 +139,8 @@ def _listed(fs: Any, path: str, address: str) -> list[tuple[str, str]]:
         if name in seen:
             raise InputError(f"{address} names {name} twice: leave one out")
         seen.add(name)
+    for first in {name.partition("://")[0]: name for name in names if "://" in name}.values():
+        file_system(first)  # once a protocol: a package that is missing is no fault of each photograph
     folder = address.rpartition("/")[0]
     beside = f"{folder}/" if folder or address.startswith("/") else ""
     return [(name, name if name.startswith("/") or "://" in name else beside + name) for name in names]

@@ -225,6 +225,8 @@ def _without(key: str, message: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):  # fsspec's have the address alone
+        return "there is no such file"
     words = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(words).split())[:300]
 
